@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Options: what a person or a script gives to a node, a device, an object, a sub-command.
+ *
+ * One table of struct opt_desc describes a thing's options: the command line (`key=value,key=value`), JSON (-blockdev,
+ * json: names), validation, `--help` and the manual's tables all come from it.
+ *
+ * A struct opts is an ordered set of (dotted key, value). `file.filename=x` and {"file": {"filename": "x"}} are the
+ * same; lists are `children.0=…`. Each value remembers whether it came as text (anything may be parsed from it) or as a
+ * JSON type (then it must fit the table's type), and whether somebody has consumed it: opts_unused() names those left
+ * over, so an unknown key is refused by name. Not thread-safe; one owner.
+ */
+#pragma once
+
+#include <base/error.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum opt_type { OPT_STRING, OPT_BOOL, OPT_NUMBER, OPT_SIZE, OPT_ENUM };
+
+struct opt_desc {
+    const char *name; /* NULL ends a table */
+    enum opt_type type;
+    const char *def;  /* default as text, NULL: none */
+    const char *help;
+    const char *const *values; /* OPT_ENUM: NULL-terminated */
+    char default_suffix;       /* OPT_SIZE: 'B' where 0 */
+};
+
+struct opts;
+
+struct opts *opts_new(void);
+void opts_free(struct opts *opts); /* takes NULL */
+struct opts *opts_clone(const struct opts *opts);
+
+/* "a=b,c,d=x,,y": `c` alone is c=on (and `noc`=off is NOT done); a doubled comma is a comma. `implied` (may be NULL) is the key of a
+ * first part without '='. A key that is given twice is an error by name, unless `last_wins` (as in qemu-img -o). */
+int opts_parse(struct opts *opts, const char *text, const char *implied, bool last_wins, struct error **errp);
+/* Flattens a JSON object. Text must hold one object and nothing after it. */
+int opts_parse_json(struct opts *opts, const char *text, struct error **errp);
+int opts_from_json(struct opts *opts, const json_t *object, struct error **errp);
+/* Back to a nested JSON object, for json: file names and query commands. New reference. */
+json_t *opts_to_json(const struct opts *opts);
+
+void opts_set(struct opts *opts, const char *key, const char *value); /* as text; replaces */
+void opts_set_bool(struct opts *opts, const char *key, bool value);
+void opts_set_number(struct opts *opts, const char *key, int64_t value);
+bool opts_del(struct opts *opts, const char *key);
+bool opts_has(const struct opts *opts, const char *key);
+bool opts_has_prefix(const struct opts *opts, const char *prefix); /* any key that begins "prefix." */
+size_t opts_count(const struct opts *opts);
+/* Calls fn for each pair in order, value as text. */
+void opts_each(const struct opts *opts, void (*fn)(const char *key, const char *value, void *arg), void *arg);
+
+/* Moves all keys "prefix.xyz" into a new set as "xyz". Never NULL, maybe empty. */
+struct opts *opts_take_prefix(struct opts *opts, const char *prefix);
+/* Takes one key's value as text out of the set; NULL where absent. The caller frees it. */
+char *opts_take(struct opts *opts, const char *key);
+
+/*
+ * Typed reading through a table: marks the key consumed, uses the table's default where the key is absent, and refuses
+ * a bad value with QEMU's words ("Parameter 'size' expects a non-negative number below 2^64" and so on), naming the key.
+ * Return 1 where the key was given, 0 where it was absent (*out is then the default, or untouched where there is none),
+ * negative errno and *errp otherwise. The key must be in the table (asserted).
+ */
+int opts_string(struct opts *opts, const struct opt_desc *table, const char *key, const char **out, struct error **errp);
+int opts_bool(struct opts *opts, const struct opt_desc *table, const char *key, bool *out, struct error **errp);
+int opts_number(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);
+int opts_size(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);
+/* *out is the index into the table's values. */
+int opts_enum(struct opts *opts, const struct opt_desc *table, const char *key, int *out, struct error **errp);
+
+/* Checks every key of the set against the table without consuming: an unknown key is "Invalid parameter 'x'". */
+int opts_validate(const struct opts *opts, const struct opt_desc *table, struct error **errp);
+/* The first key that nobody consumed, or NULL. */
+const char *opts_unused(const struct opts *opts);
+
+/* The table as people read it, in the layout of `qemu-img create -f FMT -o help`: "  name=<type>  - help (default: x)". */
+void opts_print_help(const struct opt_desc *table, FILE *out);
+const struct opt_desc *opts_find(const struct opt_desc *table, const char *name);

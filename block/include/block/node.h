@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Nodes and drivers: what a format, a protocol driver or a filter implements, and what it may call.
+ *
+ * A node has a driver, children by role ("file", "backing", "data-file", …), options and a size. Nodes are opened,
+ * closed and linked on the main loop only; requests on them come from any loop at once, so a driver's request functions
+ * are thread-safe.
+ *
+ * The way of a request (docs/architecture.md draws it): blk_submit() walks `map` from the root down. Where every step says BLK_DATA
+ * the protocol node's `submit` gets the caller's buffers on the caller's ring: no coroutine, no copy, no allocation.
+ * Anything else starts a coroutine that goes through the blk_co_ functions below, layer by layer.
+ */
+#pragma once
+
+#include <base/compiler.h>
+#include <base/error.h>
+#include <base/list.h>
+#include <base/loop.h>
+#include <base/opts.h>
+#include <base/pool.h>
+#include <base/sync.h>
+#include <block/types.h>
+#include <jansson.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+struct blk_check;
+struct blk_create;
+struct blk_front;
+struct blk_info;
+struct blk_node;
+
+/* ---- one submission to a protocol node ---- */
+
+struct blk_io {
+    union {
+        struct loop_io ring;   /* for drivers that use the caller's ring */
+        struct pool_work work; /* for drivers that use the worker pool */
+        struct loop_task task; /* for drivers that are done at once */
+    };
+    struct blk_node *node; /* the protocol node */
+    struct loop *loop;     /* where it was submitted and will complete */
+    enum blk_op op;
+    unsigned flags; /* BLK_REQ_* */
+    uint64_t offset, length;
+    const struct iovec *iov; /* READ and WRITE; covers exactly length; stays until done */
+    int iov_count;
+    void (*done)(struct blk_io *io, int result); /* 0 or -errno; on io->loop; never from inside submit */
+    uint64_t scratch[6];                         /* the driver's own */
+};
+
+/* ---- drivers ---- */
+
+enum blk_driver_flags {
+    BLK_DRIVER_FORMAT = 1u << 0,   /* lays out a disk in its "file" child */
+    BLK_DRIVER_PROTOCOL = 1u << 1, /* reaches bytes itself; has submit, no children */
+    BLK_DRIVER_FILTER = 1u << 2,   /* same bytes as its "file" child */
+    BLK_DRIVER_GROWS = 1u << 3,    /* protocol: a write past the end grows the node */
+};
+
+struct blk_driver {
+    const char *name;
+    unsigned flags;
+    size_t state_size;                  /* node->state: zeroed memory of this size */
+    const struct opt_desc *options;     /* for opening; NULL: none */
+    const struct opt_desc *create_options; /* for `img-tool create -o`; NULL: cannot create */
+    const char *const *protocol_prefixes;  /* "file", "nbd", …: file names that begin `prefix:`; NULL-terminated or NULL */
+
+    /* Format: how sure is it (0 … 100) that these first bytes of a file (length may be short) are its? */
+    int (*probe)(const uint8_t *data, size_t length);
+    /* Protocol: how sure is it that a plain path (no prefix) is its (a block device, a regular file)? 0 … 100. */
+    int (*probe_path)(const char *path);
+    /* Protocol: removes a file that blk_co_create() has just made, after a later step failed. 0 or -errno. */
+    int (*remove)(const char *filename);
+    /* Protocol: turns a file name into options ("filename", or host, port, …). NULL: sets "filename". */
+    int (*parse_filename)(const char *filename, struct opts *opts, struct error **errp);
+
+    /* Takes what it knows from opts (what it leaves is refused by name), opens children with blk_co_open_child(), sets
+     * node->size and node->limits. flags: BLK_O_*, also in node->open_flags. On failure nothing stays open: the core closes the children. */
+    coroutine_fn int (*co_open)(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp);
+    /* No request is in flight. Writes back what is dirty; children are still there. Returns the first error that means
+     * loss. Called even after a failed write-back, and must free everything. */
+    coroutine_fn int (*co_close)(struct blk_node *node);
+    coroutine_fn int (*co_create)(struct blk_create *create, struct error **errp);
+
+    /*
+     * From memory only: never waits, never allocates host space, any loop, many at once. Fills *extent for [offset,
+     * offset + length), length > 0 (FLUSH: both 0, extent.length is not looked at). The range is inside the node.
+     * A write, discard or zero op may say BLK_DATA only where the same request on the child does all there is to do.
+     * For op READ it is also the one source of block status.
+     * NULL in a protocol driver: everything is BLK_DATA, its own.
+     */
+    void (*map)(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                struct blk_extent *extent);
+    /* Makes the metadata for the first part of the range resident, after BLK_SLOW with BLK_EXTENT_COLD. */
+    coroutine_fn int (*co_load)(struct blk_node *node, enum blk_op op, uint64_t offset, uint64_t length);
+
+    /* Protocol: starts one request; completes through io->done, later. Aligned to node->limits by the core. Any loop. */
+    void (*submit)(struct blk_node *node, struct blk_io *io);
+    /* Protocol: where are holes? Like map, but may wait. NULL: all is data. */
+    coroutine_fn int (*co_extent)(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
+
+    /*
+     * What `map` answered BLK_SLOW for. Return 0 or -errno; never partial. The buffers cover exactly length. Called on any
+     * loop, many at once; the caller is not inside an epoch. co_read: length is within the one extent that map said.
+     * co_write, co_write_zeroes, co_discard: any range inside the node. co_write_zeroes and co_discard may return
+     * -ENOTSUP: the core then writes zeroes, or does nothing. With BLK_REQ_FUA the change and the metadata that it needs are
+     * durable at return.
+     */
+    coroutine_fn int (*co_read)(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
+    coroutine_fn int (*co_write)(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                 int iov_count, unsigned flags);
+    coroutine_fn int (*co_write_zeroes)(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
+    coroutine_fn int (*co_discard)(struct blk_node *node, uint64_t offset, uint64_t length);
+    coroutine_fn int (*co_flush)(struct blk_node *node);
+
+    /* Drained. `exact`: the file must not be larger either. prealloc: "off", "falloc", "full", "metadata". */
+    coroutine_fn int (*co_truncate)(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+    /* Bytes that the host has allocated for this node, or -errno. Protocol nodes. */
+    coroutine_fn int64_t (*co_allocated_size)(struct blk_node *node);
+    coroutine_fn int (*co_info)(struct blk_node *node, struct blk_info *info, struct error **errp);
+    coroutine_fn int (*co_check)(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp);
+
+    /* Permissions on the whole node changed: protocol nodes lock and unlock the image. `dry_run` checks only. */
+    int (*set_perm)(struct blk_node *node, unsigned perm, unsigned shared, struct error **errp);
+    /* What the node needs of a child and lets others do to it, for what its parents do. NULL: block/perm.c's rules by role. */
+    void (*child_perm)(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm, unsigned *child_shared);
+};
+
+/* Registers a driver before main: one line at the end of its file. */
+void blk_driver_register(const struct blk_driver *driver);
+#define BLK_DRIVER(driver) \
+    __attribute__((constructor)) static void register_##driver(void) { blk_driver_register(&driver); }
+const struct blk_driver *blk_driver_find(const char *name);
+/* Calls fn for each driver, by name in alphabetical order. */
+void blk_driver_each(void (*fn)(const struct blk_driver *driver, void *arg), void *arg);
+
+/* ---- nodes ---- */
+
+struct blk_child {
+    struct blk_node *node;   /* owns a reference */
+    struct blk_node *parent; /* NULL where a front end is the parent */
+    struct blk_front *front;
+    char *role;
+    unsigned perm, shared;   /* BLK_PERM_*: what the parent does, what others may */
+    struct list in_parent;   /* parent->children */
+    struct list in_node;     /* node->parents */
+};
+
+struct blk_node {
+    const struct blk_driver *driver;
+    void *state;
+    char *name;     /* node-name: given, or "#block123" */
+    char *filename; /* as a person would name it: plain, protocol:…, or json:{…} */
+    struct opts *options; /* what it was opened with, driver included; for json: names */
+    unsigned open_flags;  /* BLK_O_* */
+    unsigned references;  /* main loop */
+    _Atomic uint64_t size;
+    struct blk_limits limits;
+    struct list children, parents; /* struct blk_child; main loop, or drained */
+    struct blk_node *file, *backing; /* shortcuts into children; NULL where there is none */
+    struct blk_node *opened_for;     /* while it opens: the parent that asked, to see loops in a chain */
+    struct loop *loop;               /* the main loop: where it was opened */
+    struct list in_graph;
+
+    /* block/tracked.c: writes that must not meet other writes (read-modify-write). The hot path looks at `tracking` only. */
+    atomic_uint tracking;
+    pthread_mutex_t tracked_lock;
+    struct list tracked;
+    struct co_cond tracked_changed;
+    uint64_t tracking_epoch;
+};
+
+static inline uint64_t blk_node_size(struct blk_node *node)
+{
+    return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
+static inline bool blk_node_writable(const struct blk_node *node) { return node->open_flags & BLK_O_RDWR; }
+
+/* Opens the child `role` from the options "role.…" in opts (or the plain reference role=NODE-NAME), links it, and sets the
+ * shortcut. Where opts has nothing for the role: the child is `filename` (NULL: returns 0 with no child where `optional`). */
+coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, struct opts *opts, const char *filename,
+                                   unsigned flags, bool optional, struct error **errp);
+
+/* ---- requests on nodes, for drivers and jobs: straight-line ---- */
+
+/* All: 0 or -errno. A read past the node's end gives zeroes; a write past it grows a protocol node that can grow, else is
+ * -EIO. Unaligned requests are made aligned here (read-modify-write where needed). Any loop, many at once. */
+coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
+coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
+                               unsigned flags);
+coroutine_fn int blk_co_read(struct blk_node *node, uint64_t offset, void *buffer, uint64_t length);
+coroutine_fn int blk_co_write(struct blk_node *node, uint64_t offset, const void *buffer, uint64_t length, unsigned flags);
+coroutine_fn int blk_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
+coroutine_fn int blk_co_discard(struct blk_node *node, uint64_t offset, uint64_t length);
+coroutine_fn int blk_co_flush(struct blk_node *node);
+/* The caller has drained the node's parents, or is the only user. */
+coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+
+/* One extent of this node alone: `map`, loading what is cold. kind BLK_SLOW remains for what is there but not plain (compressed). */
+coroutine_fn int blk_co_map(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
+
+/* The same through the whole chain, as `qemu-img map` prints it. */
+struct blk_status {
+    bool data;      /* the host stores bytes for it */
+    bool zero;      /* reads as zeroes */
+    bool compressed;
+    bool present;   /* some layer allocates it */
+    bool offset_valid;
+    uint64_t offset; /* in `file`'s file */
+    struct blk_node *file; /* the protocol node that holds it, or NULL */
+    struct blk_node *layer; /* the node of the chain that decided */
+    unsigned depth;        /* 0: the top */
+    uint64_t length;
+};
+/* Looks from `top` down to, and not into, `base` (NULL: to the end of the chain). */
+coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint64_t offset, uint64_t length, struct blk_status *status);
+
+/* Memory for I/O on this node: aligned; NULL where there is not enough. Free with free(). */
+void *blk_buffer_alloc(const struct blk_node *node, uint64_t size);
+
+/* The deepest data child by way of filters and formats' "file": the protocol node. */
+struct blk_node *blk_node_protocol(struct blk_node *node);

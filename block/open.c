@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Opening nodes by name and options.
+ *
+ * One road for everybody: a file name or json:{} becomes flat options; common keys become BLK_O_ flags; without a
+ * `driver` the protocol node is opened first and its content probed; then the driver opens the node, and what it did not take from
+ * the options is refused by name. A failure at any step closes what the steps before opened.
+ */
+#include "graph.h"
+#include "open.h"
+
+#include <base/compiler.h>
+#include <block/image.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A chain longer than this is a mistake or an attack; each level costs stack. */
+#define MAX_DEPTH 200
+
+static const char *const discard_words[] = { "ignore", "off", "unmap", "on", NULL };
+static const char *const detect_zeroes_words[] = { "off", "on", "unmap", NULL };
+
+const struct opt_desc blk_node_options[] = {
+    { .name = "driver", .type = OPT_STRING, .help = "format or protocol; probed where not given" },
+    { .name = "node-name", .type = OPT_STRING, .help = "name of the node" },
+    { .name = "read-only", .type = OPT_BOOL, .help = "open read-only" },
+    { .name = "auto-read-only", .type = OPT_BOOL, .help = "open read-only where the image may not be written" },
+    { .name = "discard", .type = OPT_ENUM, .values = discard_words, .help = "pass discards on to the host" },
+    { .name = "detect-zeroes", .type = OPT_ENUM, .values = detect_zeroes_words, .help = "turn writes of zeroes into holes" },
+    { .name = "cache.direct", .type = OPT_BOOL, .help = "bypass the host's page cache (O_DIRECT)" },
+    { .name = "cache.no-flush", .type = OPT_BOOL, .help = "ignore flushes: a power cut may lose everything" },
+    { .name = "force-share", .type = OPT_BOOL, .help = "read although others write" },
+    { 0 },
+};
+
+int blk_cache_mode_parse(const char *mode, unsigned *flags, bool *write_cache)
+{
+    static const struct {
+        const char *name;
+        unsigned flags;
+        bool write_cache;
+    } modes[] = {
+        { "writeback", 0, true },
+        { "none", BLK_O_DIRECT, true },
+        { "off", BLK_O_DIRECT, true },
+        { "writethrough", BLK_O_DSYNC, false },
+        { "directsync", BLK_O_DIRECT | BLK_O_DSYNC, false },
+        { "unsafe", BLK_O_NO_FLUSH, true },
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+        if (strcmp(mode, modes[i].name) == 0) {
+            *flags = (*flags & ~(unsigned)(BLK_O_DIRECT | BLK_O_DSYNC | BLK_O_NO_FLUSH)) | modes[i].flags;
+            *write_cache = modes[i].write_cache;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+static int flag_option(struct opts *opts, const char *key, unsigned bit, bool inverse, unsigned *flags, struct error **errp)
+{
+    bool on = false;
+    int ret = opts_bool(opts, blk_node_options, key, &on, errp);
+
+    if (ret > 0)
+        *flags = on != inverse ? *flags | bit : *flags & ~bit;
+    return ret < 0 ? ret : 0;
+}
+
+/* Common keys to BLK_O_ flags. */
+static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
+{
+    int word = 0;
+    int ret = flag_option(opts, "read-only", BLK_O_RDWR, true, flags, errp);
+
+    if (ret == 0)
+        ret = flag_option(opts, "auto-read-only", BLK_O_AUTO_RDONLY, false, flags, errp);
+    if (ret == 0)
+        ret = flag_option(opts, "cache.direct", BLK_O_DIRECT, false, flags, errp);
+    if (ret == 0)
+        ret = flag_option(opts, "cache.no-flush", BLK_O_NO_FLUSH, false, flags, errp);
+    if (ret == 0)
+        ret = flag_option(opts, "force-share", BLK_O_FORCE_SHARE, false, flags, errp);
+    if (ret == 0)
+        ret = opts_enum(opts, blk_node_options, "discard", &word, errp);
+    if (ret > 0)
+        *flags = word >= 2 ? *flags | BLK_O_UNMAP : *flags & ~(unsigned)BLK_O_UNMAP;
+    if (ret < 0)
+        return ret;
+    ret = opts_enum(opts, blk_node_options, "detect-zeroes", &word, errp);
+    if (ret > 0 && word == 2 && !(*flags & BLK_O_UNMAP))
+        return error_set(errp, -EINVAL, "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    if (ret > 0)
+        *flags = (*flags & ~(unsigned)BLK_O_DETECT_MASK) | (word == 0 ? 0u : word == 1 ? BLK_O_DETECT_ZEROES : BLK_O_DETECT_UNMAP);
+    if (ret < 0)
+        return ret;
+    if ((*flags & (BLK_O_RDWR | BLK_O_FORCE_SHARE)) == (BLK_O_RDWR | BLK_O_FORCE_SHARE))
+        return error_set(errp, -EINVAL, "force-share=on can only be used with read-only images");
+    return 0;
+}
+
+/* ---- which driver ---- */
+
+struct best {
+    const struct blk_driver *driver;
+    const char *text;
+    int score;
+};
+
+static void try_prefix(const struct blk_driver *driver, void *arg)
+{
+    struct best *best = arg;
+    size_t length = strcspn(best->text, ":");
+
+    for (const char *const *p = driver->protocol_prefixes; p && *p; p++) {
+        if (strlen(*p) == length && strncmp(*p, best->text, length) == 0)
+            best->driver = driver;
+    }
+}
+
+static void try_path(const struct blk_driver *driver, void *arg)
+{
+    struct best *best = arg;
+    int score = driver->probe_path ? driver->probe_path(best->text) : 0;
+
+    if (score > best->score) {
+        best->score = score;
+        best->driver = driver;
+    }
+}
+
+const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp)
+{
+    struct best best = { .text = filename };
+
+    if (blk_path_has_protocol(filename)) {
+        blk_driver_each(try_prefix, &best);
+        if (!best.driver)
+            error_set(errp, -EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"), filename);
+    } else {
+        blk_driver_each(try_path, &best);
+        if (!best.driver)
+            error_set(errp, -ENOENT, "No driver for file names");
+    }
+    return best.driver;
+}
+
+/* ---- opening ---- */
+
+static int set_protocol_filename(const struct blk_driver *driver, const char *filename, struct opts *opts, struct error **errp)
+{
+    if (!filename || opts_has(opts, "filename"))
+        return 0;
+    if (driver->parse_filename)
+        return driver->parse_filename(filename, opts, errp);
+    opts_set(opts, "filename", filename);
+    return 0;
+}
+
+static int refuse_unused(const struct blk_driver *driver, const struct opts *opts, struct error **errp)
+{
+    const char *key = opts_unused(opts);
+
+    if (!key)
+        return 0;
+    if (driver->flags & BLK_DRIVER_PROTOCOL)
+        return error_set(errp, -EINVAL, "Block protocol '%s' doesn't support the option '%s'", driver->name, key);
+    return error_set(errp, -EINVAL, "Block format '%s' does not support the option '%s'", driver->name, key);
+}
+
+static coroutine_fn void drop_half_open(struct blk_node *node)
+{
+    while (!list_empty(&node->children)) {
+        struct blk_child *child = list_last(&node->children, struct blk_child, in_parent);
+        blk_co_node_unref(blk_child_detach(child));
+    }
+    blk_node_free(node);
+}
+
+/* Opens a node whose driver is known. opts (everything but driver and node-name) is consumed. */
+static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *driver, const char *name, const char *filename,
+                                                  struct opts *opts, unsigned flags, struct blk_node *opened_for, struct error **errp)
+{
+    if (name && blk_node_find(name)) {
+        error_set(errp, -EEXIST, "Duplicate nodes with node-name='%s'", name);
+        return NULL;
+    }
+    struct blk_node *node = blk_node_new(driver, name, flags);
+    struct opts *given = opts_clone(opts);
+
+    node->filename = filename ? xstrdup(filename) : NULL;
+    node->opened_for = opened_for;
+    int ret = 0;
+    if (driver->flags & BLK_DRIVER_PROTOCOL)
+        ret = set_protocol_filename(driver, filename, opts, errp);
+    if (ret == 0)
+        ret = driver->co_open(node, opts, flags, errp);
+    node->opened_for = NULL;
+    if (ret < 0) {
+        if (errp && !*errp)
+            error_set_errno(errp, ret, "Could not open '%s'", filename ? filename : node->name);
+        opts_free(given);
+        drop_half_open(node);
+        return NULL;
+    }
+    opts_set(given, "driver", driver->name);
+    node->options = given;
+    blk_node_name_file(node);
+    if (refuse_unused(driver, opts, errp) < 0) {
+        blk_co_node_unref(node);
+        return NULL;
+    }
+    return node;
+}
+
+/* Opens the protocol node below a format that has to be probed and finds the format. Leaves opts with file=NODE-NAME; the node is
+ * the caller's to drop. */
+static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, struct opts *opts, unsigned flags,
+                                                       struct blk_node *opened_for, const struct blk_driver **driver, struct error **errp)
+{
+    struct opts *file_opts = opts_take_prefix(opts, "file");
+    char *reference = opts_take(opts, "file");
+    struct blk_node *file = NULL;
+
+    if (reference) {
+        file = blk_node_find(reference);
+        if (file)
+            blk_node_ref(file);
+        else
+            error_set(errp, -ENODEV, "Cannot find device='' nor node-name='%s'", reference);
+    } else if (!filename && opts_count(file_opts) == 0) {
+        error_set(errp, -EINVAL, "Must specify either driver or file");
+    } else {
+        file = blk_co_open_node(filename, file_opts, blk_child_flags("file", flags), true, opened_for, errp);
+    }
+    free(reference);
+    opts_free(file_opts);
+    if (!file)
+        return NULL;
+    int ret = blk_co_probe(file, driver, errp);
+    if (ret < 0) {
+        blk_co_node_unref(file);
+        return NULL;
+    }
+    opts_set(opts, "file", file->name);
+    return file;
+}
+
+static void overlay_option(const char *key, const char *value, void *arg)
+{
+    opts_set(arg, key, value);
+}
+
+/* json:{…} as options, with what was given beside it on top. Replaces *opts. */
+static int unfold_json(const char *filename, struct opts **opts, struct error **errp)
+{
+    struct opts *json = opts_new();
+    int ret = opts_parse_json(json, filename + strlen("json:"), errp);
+
+    if (ret < 0) {
+        error_prepend(errp, "Could not parse the JSON options: ");
+        opts_free(json);
+        return ret;
+    }
+    opts_each(*opts, overlay_option, json);
+    opts_free(*opts);
+    *opts = json;
+    return 0;
+}
+
+/* A protocol opened by its name alone is what a format's "file" child wants; elsewhere the format above it is probed. */
+coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags, bool want_protocol,
+                                               struct blk_node *opened_for, struct error **errp)
+{
+    struct opts *opts = given ? opts_clone(given) : opts_new();
+    struct blk_node *node = NULL, *file = NULL;
+    const struct blk_driver *driver = NULL;
+    char *driver_name = NULL, *name = NULL;
+
+    if (filename && strncmp(filename, "json:", 5) == 0) {
+        if (unfold_json(filename, &opts, errp) < 0)
+            goto out;
+        filename = NULL;
+    }
+    driver_name = opts_take(opts, "driver");
+    name = opts_take(opts, "node-name");
+    if (take_flags(opts, &flags, errp) < 0)
+        goto out;
+    if (driver_name) {
+        driver = blk_driver_find(driver_name);
+        if (!driver) {
+            error_set(errp, -EINVAL, "Unknown driver '%s'", driver_name);
+            goto out;
+        }
+    } else if (want_protocol) {
+        char *key = NULL;
+        if (!filename && opts_has(opts, "filename"))
+            filename = key = opts_take(opts, "filename");
+        driver = filename ? blk_protocol_for(filename, errp) : NULL;
+        if (!driver) {
+            error_set(errp, -EINVAL, "Must specify either driver or file");
+            free(key);
+            goto out;
+        }
+        node = co_open_with(driver, name, filename, opts, flags, opened_for, errp);
+        free(key);
+        goto out;
+    } else {
+        file = co_open_and_probe(filename, opts, flags, opened_for, &driver, errp);
+        if (!file)
+            goto out;
+        flags |= BLK_O_PROBED;
+        if (!filename)
+            filename = file->filename;
+    }
+    node = co_open_with(driver, name, filename, opts, flags, opened_for, errp);
+out:
+    blk_co_node_unref(file);
+    free(driver_name);
+    free(name);
+    opts_free(opts);
+    return node;
+}
+
+coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags, struct error **errp)
+{
+    return blk_co_open_node(filename, opts, flags, false, NULL, errp);
+}
+
+/* ---- children ---- */
+
+unsigned blk_child_flags(const char *role, unsigned flags)
+{
+    flags &= ~(unsigned)(BLK_O_PROBED | BLK_O_DETECT_MASK);
+    if (strcmp(role, "backing") == 0)
+        return flags & ~(unsigned)(BLK_O_RDWR | BLK_O_DSYNC | BLK_O_UNMAP | BLK_O_RESIZE | BLK_O_CHECK | BLK_O_AUTO_RDONLY);
+    /* Formats decide themselves what to discard; what they do decide shall reach the host. */
+    return (flags & ~(unsigned)BLK_O_NO_BACKING) | BLK_O_UNMAP;
+}
+
+static char *real_name(const char *filename)
+{
+    char *path = filename ? realpath(filename, NULL) : NULL;
+
+    return path ? path : filename ? xstrdup(filename) : NULL;
+}
+
+/* A backing file that is one of the images it would be below makes the chain endless. */
+static int refuse_loops(struct blk_node *parent, const char *filename, struct error **errp)
+{
+    AUTO_FREE char *wanted = real_name(filename);
+    unsigned depth = 0;
+
+    for (struct blk_node *above = parent; above; above = above->opened_for) {
+        AUTO_FREE char *name = real_name(above->filename);
+        if (++depth > MAX_DEPTH)
+            return error_set(errp, -ELOOP, "The backing chain of '%s' is longer than %d images", filename ? filename : "?", MAX_DEPTH);
+        if (wanted && name && strcmp(wanted, name) == 0)
+            return error_set(errp, -ELOOP, "Backing file '%s' creates an infinite loop.", filename);
+    }
+    return 0;
+}
+
+coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, struct opts *opts, const char *filename,
+                                   unsigned flags, bool optional, struct error **errp)
+{
+    struct opts *child_opts = opts_take_prefix(opts, role);
+    char *reference = opts_take(opts, role);
+    struct blk_node *node = NULL;
+    int ret = -EINVAL;
+    bool want_protocol = strcmp(role, "backing") != 0;
+
+    if (reference) {
+        node = blk_node_find(reference);
+        if (node)
+            blk_node_ref(node);
+        else
+            error_set(errp, -ENODEV, "Cannot find device='' nor node-name='%s'", reference);
+    } else if (!filename && opts_count(child_opts) == 0) {
+        ret = optional ? 0 : error_set(errp, -EINVAL, "A block device must be specified for \"%s\"", role);
+        goto out;
+    } else if (want_protocol || refuse_loops(parent, filename, errp) == 0) {
+        if (opts_has(child_opts, "driver") || opts_has(child_opts, "filename"))
+            filename = want_protocol ? NULL : filename;
+        node = blk_co_open_node(filename, child_opts, blk_child_flags(role, flags), want_protocol, parent, errp);
+    }
+    if (!node)
+        goto out;
+    struct blk_child *child = blk_child_attach(parent, NULL, role, node);
+    ret = blk_perm_set_child(child, (parent->open_flags & BLK_O_NO_IO) ? 0 : BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL, errp);
+    if (ret < 0)
+        blk_co_node_unref(blk_child_detach(child));
+out:
+    free(reference);
+    opts_free(child_opts);
+    return ret;
+}

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Private to block/: the parts of opening that creating and filters share. */
+#pragma once
+
+#include <block/node.h>
+
+/* The protocol driver for a plain path or `prefix:…`; NULL and *errp where there is none. */
+const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp);
+/* blk_co_open() with all its knobs: want_protocol opens `filename` by its protocol instead of probing a format;
+ * opened_for is the parent, for finding loops. */
+coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags, bool want_protocol,
+                                               struct blk_node *opened_for, struct error **errp);
+/* The flags that a child in this role is opened with. */
+unsigned blk_child_flags(const char *role, unsigned flags);
+/* Gives node->filename to a node that was opened by options: the plain name where that says all, else json:{…}. */
+void blk_node_name_file(struct blk_node *node);

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Private to block/: the walk, from a node down `map` to where the bytes are. The one primitive under the mapped path, the
+ * coroutine path and block status. From memory only; the caller is between epoch_enter() and epoch_exit() for as
+ * long as it uses the result.
+ */
+#pragma once
+
+#include <base/epoch.h>
+#include <block/node.h>
+
+struct blk_target {
+    enum blk_kind kind; /* DATA: at node:offset, a protocol node; ZERO (reads); SLOW: node's driver has to act */
+    unsigned flags;     /* BLK_EXTENT_* of the last step */
+    uint64_t length;    /* of this piece, from the offset that was asked for */
+    struct blk_node *node;
+    uint64_t offset;       /* in node */
+    uint64_t asked_length; /* SLOW: how much was asked of node; at least `length` */
+};
+
+static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                            struct blk_target *target)
+{
+    struct blk_extent extent;
+
+    target->flags = 0;
+    for (;;) {
+        if (!node->driver->map) {
+            target->kind = node->driver->flags & BLK_DRIVER_PROTOCOL ? BLK_DATA : BLK_SLOW;
+            target->asked_length = length;
+            break;
+        }
+        extent.flags = 0;
+        extent.child = NULL;
+        extent.length = length;
+        node->driver->map(node, op, flags, offset, length, &extent);
+        target->flags = extent.flags;
+        target->asked_length = length;
+        length = extent.length;
+        if (extent.kind == BLK_DATA) {
+            if (!extent.child) {
+                target->kind = BLK_DATA;
+                break;
+            }
+            node = extent.child;
+            offset = extent.child_offset;
+            continue;
+        }
+        /* Only reads look below, and only reads may be answered with "zeroes": a change there is this driver's business. */
+        if (op != BLK_OP_READ) {
+            extent.kind = BLK_SLOW;
+        } else if (extent.kind == BLK_ABSENT) {
+            struct blk_node *backing = node->backing;
+            uint64_t backing_size = backing ? blk_node_size(backing) : 0;
+            if (offset < backing_size) {
+                node = backing;
+                length = MIN(length, backing_size - offset);
+                continue;
+            }
+            extent.kind = BLK_ZERO;
+        }
+        target->kind = extent.kind;
+        break;
+    }
+    target->node = node;
+    target->offset = offset;
+    target->length = length;
+}
+
+/* May this go to the protocol node as it is? */
+static inline bool blk_request_aligned(const struct blk_limits *limits, uint64_t offset, uint64_t length)
+{
+    return ((offset | length) & (limits->request_alignment - 1)) == 0 && (!limits->max_transfer || length <= limits->max_transfer);
+}
+
+static inline bool blk_memory_aligned(const struct blk_limits *limits, const struct iovec *iov, int iov_count)
+{
+    uintptr_t mask = limits->memory_alignment - 1, bits = 0;
+
+    if (mask == 0)
+        return true;
+    for (int i = 0; i < iov_count; i++)
+        bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
+    return (bits & mask) == 0;
+}
+
+static inline bool blk_is_change(enum blk_op op) { return op != BLK_OP_READ && op != BLK_OP_FLUSH; }
