@@ -171,7 +171,7 @@ static int refuse_unused(const struct blk_driver *driver, const struct opts *opt
     return error_set(errp, -EINVAL, "Block format '%s' does not support the option '%s'", driver->name, key);
 }
 
-static coroutine_fn void drop_half_open(struct blk_node *node)
+static coroutine_fn void co_drop_half_open(struct blk_node *node)
 {
     while (!list_empty(&node->children)) {
         struct blk_child *child = list_last(&node->children, struct blk_child, in_parent);
@@ -203,7 +203,7 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
         if (errp && !*errp)
             error_set_errno(errp, ret, "Could not open '%s'", filename ? filename : node->name);
         opts_free(given);
-        drop_half_open(node);
+        co_drop_half_open(node);
         return NULL;
     }
     opts_set(given, "driver", driver->name);

@@ -4,8 +4,6 @@
 
 #include <block/node.h>
 
-/* The protocol driver for a plain path or `prefix:…`; NULL and *errp where there is none. */
-const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp);
 /* blk_co_open() with all its knobs: want_protocol opens `filename` by its protocol instead of probing a format;
  * opened_for is the parent, for finding loops. */
 coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags, bool want_protocol,

@@ -18,8 +18,10 @@ coroutine_fn int blk_co_map(struct blk_node *node, uint64_t offset, uint64_t len
     }
     length = MIN(length, size - offset);
     *extent = (struct blk_extent){ .kind = BLK_DATA, .length = length, .child_offset = offset };
+    if (node->driver->co_extent)
+        return node->driver->co_extent(node, offset, length, extent);
     if (!node->driver->map)
-        return node->driver->co_extent ? node->driver->co_extent(node, offset, length, extent) : 0;
+        return 0;
     for (;;) {
         struct loop *loop = loop_current();
         unsigned token = epoch_enter(loop);
@@ -78,8 +80,10 @@ coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint
     for (struct blk_node *layer = top; layer && layer != base; layer = layer->backing, status->depth++) {
         status->layer = layer;
         if (offset >= blk_node_size(layer)) {
-            /* Past the end of a backing file: nothing below shows through. */
+            /* Past the end of a backing file: nothing below shows through, and the layer above decides. */
             status->zero = true;
+            if (status->depth > 0)
+                status->depth--;
             return 0;
         }
         int ret = blk_co_map(layer, offset, status->length, &extent);

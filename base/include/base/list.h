@@ -48,10 +48,12 @@ static inline void list_splice(struct list *to, struct list *from)
 #define list_entry(ptr, type, member) container_of(ptr, type, member)
 #define list_first(head, type, member) list_entry((head)->next, type, member)
 #define list_last(head, type, member) list_entry((head)->prev, type, member)
+/* An entry's link, by arithmetic: at the end of a walk `it` is not an entry, and may not even be aligned like one. */
+#define list_link(it, member) ((struct list *)((char *)(it) + offsetof(__typeof__(*(it)), member)))
+#define list_next(it, member) list_entry(list_link(it, member)->next, __typeof__(*(it)), member)
 #define list_for_each(it, head, member) \
-    for (it = list_first(head, __typeof__(*it), member); &it->member != (head); \
-         it = list_entry(it->member.next, __typeof__(*it), member))
+    for (it = list_first(head, __typeof__(*it), member); list_link(it, member) != (head); it = list_next(it, member))
 /* The body may remove and free `it`. */
 #define list_for_each_safe(it, tmp, head, member) \
-    for (it = list_first(head, __typeof__(*it), member), tmp = list_entry(it->member.next, __typeof__(*it), member); \
-         &it->member != (head); it = tmp, tmp = list_entry(it->member.next, __typeof__(*it), member))
+    for (it = list_first(head, __typeof__(*it), member), tmp = list_next(it, member); list_link(it, member) != (head); \
+         it = tmp, tmp = list_next(it, member))

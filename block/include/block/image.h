@@ -43,6 +43,8 @@ coroutine_fn int blk_co_create(const char *format, const char *filename, const s
 /* Full name of `name` as seen from the image `base` (a relative path is relative to the folder of base). Caller frees. */
 char *blk_path_combine(const char *base, const char *name);
 bool blk_path_has_protocol(const char *name);
+/* The protocol driver for a plain path or `prefix:…`; NULL and *errp where there is none. Any thread. */
+const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp);
 /* Finds the driver whose format fits the content; "raw" at the least. */
 coroutine_fn int blk_co_probe(struct blk_node *file, const struct blk_driver **out, struct error **errp);
 

@@ -98,7 +98,8 @@ struct blk_driver {
 
     /* Protocol: starts one request; completes through io->done, later. Aligned to node->limits by the core. Any loop. */
     void (*submit)(struct blk_node *node, struct blk_io *io);
-    /* Protocol: where are holes? Like map, but may wait. NULL: all is data. */
+    /* Protocol: where are holes? Like map, but may wait. NULL: all is data. A filter whose map sends requests the slow way
+     * answers here for block status, with BLK_DATA, its child and BLK_EXTENT_RAW. */
     coroutine_fn int (*co_extent)(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
 
     /*

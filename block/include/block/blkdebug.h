@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* For tests that hold a `blkdebug` node (block/filters/blkdebug.c) and arm faults while it is in use. */
+#pragma once
+
+#include <block/node.h>
+
+/* I/Os (block status is none) that came to this node since it was opened, those failed included: the N-th of them from
+ * now is what a rule with after=N and no iotype fails. An idle node counts nothing. Any thread. */
+uint64_t blkdebug_requests(const struct blk_node *node);
+/* Adds one inject-error rule, given as text: "iotype=write,errno=28,after=3,once=on". Main loop; requests may be in flight. */
+int blkdebug_inject(struct blk_node *node, const char *rule, struct error **errp);
+/* Drops all inject-error rules. Main loop. */
+void blkdebug_clear(struct blk_node *node);

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Image locks, on the same bytes as QEMU's, so that either program sees the other.
+ *
+ * Byte 100 + n is read-locked by who does what permission bit n says, byte 200 + n by who does not let others do it. All
+ * locks are shared ones: nobody waits, and any number may hold a byte. After taking its own, a user asks whether
+ * another holds the contradicting byte (as if to lock it for writing): 200 + n for what it does, 100 + n for
+ * what it does not share. Taking before asking is what makes two that come at once see each other.
+ */
+#include "file.h"
+
+#include <base/compiler.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#define PERM_BASE 100
+#define SHARED_BASE 200
+#define PERM_COUNT 4
+
+static const char *const perm_names[PERM_COUNT] = { "consistent read", "write", "write unchanged", "resize" };
+
+static int change_lock(int fd, int base, unsigned bit, short type)
+{
+    struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_start = base + (int)bit, .l_len = 1 };
+    int ret;
+
+    do {
+        ret = fcntl(fd, F_OFD_SETLK, &lock);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
+}
+
+/* 1: somebody else holds it, 0: nobody, -errno. */
+static int held_by_others(int fd, int base, unsigned bit)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = base + (int)bit, .l_len = 1 };
+
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
+        return -errno;
+    return lock.l_type != F_UNLCK;
+}
+
+bool file_lock_supported(int fd)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 || errno != EINVAL;
+}
+
+/* Locks those of `bits` that are not in `held`, or unlocks those that are. On failure `done` has those changed so far. */
+static int change_locks(int fd, int base, unsigned bits, short type, unsigned *done, struct error **errp)
+{
+    *done = 0;
+    for (unsigned bit = 0; bit < PERM_COUNT; bit++) {
+        if (!(bits & 1u << bit))
+            continue;
+        int ret = change_lock(fd, base, bit, type);
+        if (ret < 0)
+            return error_set_errno(errp, ret, "Failed to %s byte %d", type == F_UNLCK ? "unlock" : "lock", base + (int)bit);
+        *done |= 1u << bit;
+    }
+    return 0;
+}
+
+static void hint_holder(int fd, const char *filename, uint64_t byte, bool writable, struct error **errp)
+{
+    char name[64];
+
+    if (!errp || !*errp)
+        return;
+    int pid = file_find_holder(fd, byte, name, sizeof(name));
+    if (!pid) {
+        if (!writable)
+            error_hint(errp, "add -U to read '%s' anyway", filename);
+    } else if (pid == getpid()) {
+        error_hint(errp, "'%s' is already in use by this process", filename);
+    } else {
+        error_hint(errp, "'%s' is held by process %d (%s)%s", filename, pid, name, writable ? "" : "; add -U to read it anyway");
+    }
+}
+
+/* Does nobody hold what contradicts `bits`? */
+static int check_locks(int fd, const char *filename, int base, unsigned bits, bool writable, struct error **errp)
+{
+    const char *kind = base == SHARED_BASE ? "" : "shared ";
+
+    for (unsigned bit = 0; bit < PERM_COUNT; bit++) {
+        if (!(bits & 1u << bit))
+            continue;
+        int ret = held_by_others(fd, base, bit);
+        if (ret == 0)
+            continue;
+        ret = ret < 0 ? ret : -EAGAIN;
+        error_set(errp, ret, "Failed to get %s\"%s\" lock\nIs another process using the image [%s]?", kind, perm_names[bit], filename);
+        if (ret == -EAGAIN)
+            hint_holder(fd, filename, (uint64_t)base + bit, writable, errp);
+        return ret;
+    }
+    return 0;
+}
+
+int file_lock_change(int fd, const char *filename, unsigned perm, unsigned shared, bool writable, unsigned *locked,
+                     unsigned *locked_unshared, struct error **errp)
+{
+    unsigned unshared = ~shared & BLK_PERM_ALL;
+    unsigned new_perm = 0, new_unshared = 0, gone;
+
+    perm &= BLK_PERM_ALL;
+    int ret = change_locks(fd, PERM_BASE, perm & ~*locked, F_RDLCK, &new_perm, errp);
+    if (ret == 0)
+        ret = change_locks(fd, SHARED_BASE, unshared & ~*locked_unshared, F_RDLCK, &new_unshared, errp);
+    if (ret == 0)
+        ret = check_locks(fd, filename, SHARED_BASE, perm & ~*locked, writable, errp);
+    if (ret == 0)
+        ret = check_locks(fd, filename, PERM_BASE, unshared & ~*locked_unshared, writable, errp);
+    if (ret < 0) {
+        change_locks(fd, PERM_BASE, new_perm, F_UNLCK, &gone, NULL);
+        change_locks(fd, SHARED_BASE, new_unshared, F_UNLCK, &gone, NULL);
+        return ret;
+    }
+    /* Giving up cannot conflict; a byte that stays locked by error is only too careful, and gone at the close. */
+    change_locks(fd, PERM_BASE, *locked & ~perm, F_UNLCK, &gone, NULL);
+    change_locks(fd, SHARED_BASE, *locked_unshared & ~unshared, F_UNLCK, &gone, NULL);
+    *locked = perm;
+    *locked_unshared = unshared;
+    return 0;
+}
+
+void file_lock_drop(int fd)
+{
+    struct flock lock = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = PERM_BASE, .l_len = SHARED_BASE - PERM_BASE + PERM_COUNT };
+
+    fcntl(fd, F_OFD_SETLK, &lock);
+}

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Check: counts every reference to every cluster and compares with the refcounts, in QEMU's words.
+ *
+ * Everything is read from the file itself, through no cache, and nothing that is read is trusted: what lies outside
+ * the file is an error and is not followed. Counts are one word a cluster of the file, so memory is bounded by the file's size.
+ */
+#include "check.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt, ...)
+{
+    char line[512];
+    va_list args;
+
+    if (!c->check->report)
+        return;
+    va_start(args, fmt);
+    vsnprintf(line, sizeof(line), fmt, args);
+    va_end(args);
+    c->check->report(c->check, error, line);
+}
+
+/* ---- counting ---- */
+
+/* One reference to each cluster of [offset, offset + length). */
+static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length)
+{
+    const struct qcow2 *s = c->s;
+    uint64_t end = 0, file_size = blk_node_size(s->node->file);
+
+    if (length == 0)
+        return;
+    if (!checked_add(offset, length, &end) || end > INT64_MAX ||
+        (end > file_size && align_up(end, s->cluster_size) - file_size >= s->cluster_size)) {
+        c->check->corruptions++;
+        qcow2_check_say(c, true,
+                        "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%" PRIx64
+                        " size 0x%" PRIx64, offset, length);
+        return;
+    }
+    uint64_t last = (end - 1) >> s->cluster_bits;
+    for (uint64_t i = offset >> s->cluster_bits; i <= last && i < c->clusters; i++)
+        c->counts[i] += c->counts[i] < UINT32_MAX;
+}
+
+static void count_compressed(struct qcow2_checker *c, uint64_t entry, bool statistics)
+{
+    uint64_t offset, length;
+
+    if (entry & QCOW2_COPIED) {
+        unsigned x = 62 - (c->s->cluster_bits - 8);
+        qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
+                        entry & ((UINT64_C(1) << x) - 1));
+        c->check->corruptions++;
+    }
+    qcow2_compressed_place(c->s->cluster_bits, entry, &offset, &length);
+    /* The last sector may be cut short by the file's end; what matters is which clusters are meant. */
+    uint64_t first = align_down(offset, BLK_SECTOR_SIZE);
+    count(c, first, align_up(offset + length, BLK_SECTOR_SIZE) - first);
+    if (statistics) {
+        c->check->allocated_clusters++;
+        c->check->compressed_clusters++;
+        c->check->fragmented_clusters++; /* by nature */
+    }
+}
+
+static void count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *next, bool statistics)
+{
+    uint64_t offset = entry & QCOW2_OFFSET_MASK;
+    enum qcow2_kind kind = qcow2_kind(entry);
+
+    if (kind == QCOW2_IS_COMPRESSED) {
+        count_compressed(c, entry, statistics);
+        return;
+    }
+    if (entry & (QCOW2_L2_RESERVED | (c->s->header.version < 3 ? QCOW2_ZERO : 0))) {
+        qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry);
+        c->check->corruptions++;
+    }
+    if (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED)
+        return;
+    if (qcow2_in_cluster(c->s, offset)) {
+        qcow2_check_say(c, true, "ERROR offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.", offset,
+                        kind == QCOW2_NORMAL ? "Data cluster" : "Preallocated cluster");
+        c->check->corruptions++;
+    }
+    if (statistics) {
+        c->check->allocated_clusters++;
+        if (*next && offset != *next)
+            c->check->fragmented_clusters++;
+        *next = offset + c->s->cluster_size;
+    }
+    count(c, offset, c->s->cluster_size);
+}
+
+static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool statistics)
+{
+    uint64_t next = 0;
+    int ret = blk_co_read(c->s->node->file, table, buffer, c->s->cluster_size);
+
+    if (ret < 0) {
+        qcow2_check_say(c, true, "ERROR: I/O error in check_refcounts_l2");
+        c->check->check_errors++;
+        return ret;
+    }
+    for (uint64_t i = 0; i < c->s->cluster_size / 8; i++)
+        count_entry(c, be64toh(buffer[i]), &next, statistics);
+    return 0;
+}
+
+/* A whole tree: the L1 table (big-endian, in memory), its L2 tables, their clusters. */
+static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1, uint64_t l1_offset, uint32_t l1_size, bool active)
+{
+    uint64_t *buffer = malloc(c->s->cluster_size);
+    int ret = buffer ? 0 : -ENOMEM;
+
+    count(c, l1_offset, (uint64_t)l1_size * 8);
+    for (uint32_t i = 0; i < l1_size && ret == 0; i++) {
+        uint64_t entry = be64toh(l1[i]), table = entry & QCOW2_OFFSET_MASK;
+        if (table == 0)
+            continue;
+        if (entry & QCOW2_L1_RESERVED) {
+            qcow2_check_say(c, true, "ERROR found L1 entry with reserved bits set: %" PRIx64, entry);
+            c->check->corruptions++;
+        }
+        count(c, table, c->s->cluster_size);
+        if (qcow2_in_cluster(c->s, table)) {
+            qcow2_check_say(c, true, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 entry corrupted", table);
+            c->check->corruptions++;
+        }
+        /* Past the end there are only zeroes, which refer to nothing. */
+        if (table < blk_node_size(c->s->node->file))
+            ret = co_count_l2(c, table, buffer, active);
+    }
+    free(buffer);
+    return ret;
+}
+
+static coroutine_fn int co_count_snapshot(struct qcow2_checker *c, const struct qcow2_snapshot *sn)
+{
+    uint64_t bytes = (uint64_t)sn->l1_size * 8;
+
+    if (qcow2_in_cluster(c->s, sn->l1_offset)) {
+        qcow2_check_say(c, true, "ERROR snapshot %s (%s) l1_offset=%#" PRIx64 ": L1 table is not cluster aligned; snapshot table entry "
+                                 "corrupted", sn->id, sn->name, sn->l1_offset);
+        c->check->corruptions++;
+        return 0;
+    }
+    if (bytes > QCOW2_MAX_L1_BYTES || !qcow2_snapshot_l1_valid(c->s, sn)) {
+        qcow2_check_say(c, true, "ERROR snapshot %s (%s) l1_size=%#" PRIx32 ": L1 table is too large; snapshot table entry corrupted",
+                        sn->id, sn->name, sn->l1_size);
+        c->check->corruptions++;
+        return 0;
+    }
+    uint64_t *l1 = calloc(1, bytes + 1);
+    int ret = l1 ? 0 : -ENOMEM;
+    if (ret == 0 && bytes)
+        ret = blk_co_read(c->s->node->file, sn->l1_offset, l1, bytes);
+    if (ret == 0)
+        ret = co_count_l1(c, l1, sn->l1_offset, sn->l1_size, false);
+    free(l1);
+    return ret;
+}
+
+/* A bitmap directory entry: table offset (8), table entries (4), flags (4), type, granularity (2), name length (2), extra length (4). */
+#define BITMAP_ENTRY 24u
+#define MAX_BITMAP_DIRECTORY (64u << 20)
+#define MAX_BITMAP_TABLE (64u << 20)
+
+static coroutine_fn int co_count_bitmap(struct qcow2_checker *c, uint64_t offset, uint64_t bytes)
+{
+    uint64_t *table = NULL;
+
+    count(c, offset, bytes);
+    if (bytes > MAX_BITMAP_TABLE || !(table = malloc(bytes + 1)))
+        return -ENOMEM;
+    int ret = blk_co_read(c->s->node->file, offset, table, bytes);
+    for (uint64_t i = 0; ret == 0 && i < bytes / 8; i++) {
+        uint64_t cluster = be64toh(table[i]) & QCOW2_OFFSET_MASK;
+        if (cluster)
+            count(c, cluster, c->s->cluster_size);
+    }
+    free(table);
+    return ret;
+}
+
+/* The extension says nothing reliable where the autoclear bit is gone. */
+static coroutine_fn int co_count_bitmaps(struct qcow2_checker *c)
+{
+    struct qcow2 *s = c->s;
+    uint64_t size = s->bitmap_directory_size, at = 0;
+
+    if (!(s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || s->bitmap_count == 0)
+        return 0;
+    count(c, s->bitmap_directory_offset, size);
+    AUTO_FREE uint8_t *directory = size <= MAX_BITMAP_DIRECTORY ? malloc(size + 1) : NULL;
+    if (!directory)
+        return -ENOMEM;
+    int ret = blk_co_read(s->node->file, s->bitmap_directory_offset, directory, size);
+    while (ret == 0 && size - at >= BITMAP_ENTRY) {
+        const uint8_t *entry = directory + at;
+        uint64_t length = BITMAP_ENTRY + (uint64_t)load_be16(entry + 18) + load_be32(entry + 20);
+        ret = co_count_bitmap(c, load_be64(entry), (uint64_t)load_be32(entry + 8) * 8);
+        at += MIN(align_up(length, 8), size - at);
+    }
+    return ret;
+}
+
+/* A rebuild follows: nobody shall try to load it. */
+static void forget_refblock(struct qcow2_checker *c, uint64_t index)
+{
+    if (c->fix & BLK_FIX_ERRORS)
+        c->s->reftable[index] = 0;
+}
+
+static void count_refblock(struct qcow2_checker *c, uint64_t index)
+{
+    uint64_t entry = be64toh(c->s->reftable[index]), offset = entry & ~QCOW2_REFTABLE_RESERVED;
+    uint64_t cluster = offset >> c->s->cluster_bits;
+
+    if (entry & QCOW2_REFTABLE_RESERVED) {
+        qcow2_check_say(c, true, "ERROR refcount table entry %" PRIu64 " has reserved bits set", index);
+        c->check->corruptions++;
+        c->rebuild = true;
+    }
+    if (offset == 0)
+        return;
+    if (qcow2_in_cluster(c->s, offset)) {
+        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " is not cluster aligned; refcount table entry corrupted", index);
+        c->check->corruptions++;
+        c->rebuild = true;
+        forget_refblock(c, index);
+        return;
+    }
+    if (cluster >= c->clusters) {
+        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " is outside image", index);
+        c->check->corruptions++;
+        c->rebuild = true;
+        forget_refblock(c, index);
+        return;
+    }
+    count(c, offset, c->s->cluster_size);
+    if (c->counts[cluster] != 1) {
+        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " refcount=%" PRIu32, index, c->counts[cluster]);
+        c->check->corruptions++;
+        c->rebuild = true;
+    }
+}
+
+coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c)
+{
+    struct qcow2 *s = c->s;
+
+    c->rebuild = false;
+    free(c->counts);
+    c->clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size);
+    c->counts = calloc(MAX(c->clusters, UINT64_C(1)), sizeof(*c->counts));
+    if (!c->counts)
+        return -ENOMEM;
+    count(c, 0, s->cluster_size);
+    int ret = co_count_l1(c, (const uint64_t *)(const void *)s->l1, s->header.l1_offset, s->l1_size, true);
+    for (uint32_t i = 0; i < s->header.snapshot_count && ret == 0; i++)
+        ret = co_count_snapshot(c, &s->snapshots[i]);
+    count(c, s->header.snapshots_offset, s->snapshots_length);
+    if (ret == 0)
+        ret = co_count_bitmaps(c);
+    count(c, s->reftable_offset, s->reftable_entries * 8);
+    for (uint64_t i = 0; i < s->reftable_entries && ret == 0; i++)
+        count_refblock(c, i);
+    return ret;
+}
+
+/* ---- comparing ---- */
+
+static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster, unsigned fix)
+{
+    uint64_t refcount = 0, found = c->counts[cluster];
+    int ret = qcow2_co_refcount(c->s, cluster, &refcount);
+
+    if (ret < 0) {
+        qcow2_check_say(c, true, "Can't get refcount for cluster %" PRIu64 ": %s", cluster, strerror(-ret));
+        c->check->check_errors++;
+        return 0;
+    }
+    if (refcount || found)
+        c->check->image_end_offset = (cluster + 1) << c->s->cluster_bits;
+    if (refcount == found)
+        return 0;
+    bool leak = refcount > found, mend = fix & (leak ? BLK_FIX_LEAKS : BLK_FIX_ERRORS);
+    if (refcount == 0)
+        c->rebuild = true;
+    qcow2_check_say(c, !leak, "%s cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
+                    mend ? "Repairing" : leak ? "Leaked" : "ERROR", cluster, refcount, found);
+    if (mend && qcow2_co_refcount_change(c->s, cluster, found) == 0) {
+        c->check->leaks_fixed += leak;
+        c->check->corruptions_fixed += !leak;
+        return 0;
+    }
+    c->check->leaks += leak;
+    c->check->corruptions += !leak;
+    return 0;
+}
+
+coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fix)
+{
+    int ret = 0;
+
+    c->check->image_end_offset = c->s->cluster_size;
+    co_mutex_lock(&c->s->lock);
+    for (uint64_t i = 0; i < c->clusters && ret == 0; i++)
+        ret = co_compare_one(c, i, fix);
+    co_mutex_unlock(&c->s->lock);
+    return ret;
+}
+
+/* ---- the COPIED flags ---- */
+
+static coroutine_fn uint64_t co_refcount_of(struct qcow2_checker *c, uint64_t offset)
+{
+    uint64_t refcount = 0;
+
+    co_mutex_lock(&c->s->lock);
+    int ret = qcow2_co_refcount(c->s, offset >> c->s->cluster_bits, &refcount);
+    co_mutex_unlock(&c->s->lock);
+    return ret < 0 ? UINT64_MAX : refcount;
+}
+
+static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *slot, unsigned fix)
+{
+    uint64_t entry = be64toh(*slot);
+    enum qcow2_kind kind = qcow2_kind(entry);
+
+    if (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED)
+        return false;
+    uint64_t refcount = co_refcount_of(c, entry & QCOW2_OFFSET_MASK);
+    if (refcount == UINT64_MAX || (refcount == 1) == ((entry & QCOW2_COPIED) != 0))
+        return false;
+    qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64,
+                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", entry, refcount);
+    if (!(fix & BLK_FIX_ERRORS)) {
+        c->check->corruptions++;
+        return false;
+    }
+    *slot = qcow2_be(refcount == 1 ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
+    c->check->corruptions_fixed++;
+    return true;
+}
+
+static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, unsigned fix)
+{
+    struct qcow2 *s = c->s;
+    bool changed = false;
+    int ret = blk_co_read(s->node->file, table, buffer, s->cluster_size);
+
+    for (uint64_t i = 0; ret == 0 && i < s->cluster_size / 8; i++)
+        changed |= co_check_l2_entry(c, &buffer[i], fix);
+    if (ret < 0 || !changed)
+        return ret;
+    co_mutex_lock(&s->lock);
+    ret = qcow2_co_check_overlap(s, table, s->cluster_size, QCOW2_REGION_L2);
+    co_mutex_unlock(&s->lock);
+    return ret < 0 ? ret : blk_co_write(s->node->file, table, buffer, s->cluster_size, 0);
+}
+
+static coroutine_fn void co_check_l1_entry(struct qcow2_checker *c, uint32_t index, uint64_t entry, unsigned fix)
+{
+    uint64_t refcount = co_refcount_of(c, entry & QCOW2_OFFSET_MASK);
+
+    if (refcount == UINT64_MAX || (refcount == 1) == ((entry & QCOW2_COPIED) != 0))
+        return;
+    qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED L2 cluster: l1_index=%" PRIu32 " l1_entry=%" PRIx64 " refcount=%" PRIu64,
+                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", index, entry, refcount);
+    if (!(fix & BLK_FIX_ERRORS)) {
+        c->check->corruptions++;
+        return;
+    }
+    co_mutex_lock(&c->s->lock);
+    qcow2_l1_set(c->s, index, refcount == 1 ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
+    co_mutex_unlock(&c->s->lock);
+    c->check->corruptions_fixed++;
+}
+
+coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix)
+{
+    struct qcow2 *s = c->s;
+    uint64_t *buffer = malloc(s->cluster_size);
+    int ret = buffer ? 0 : -ENOMEM;
+
+    for (uint32_t i = 0; i < s->l1_size && ret == 0; i++) {
+        uint64_t entry = qcow2_l1_entry(s, i), table = entry & QCOW2_OFFSET_MASK;
+        if (table == 0)
+            continue;
+        co_check_l1_entry(c, i, entry, fix);
+        if (table < blk_node_size(s->node->file))
+            ret = co_check_table(c, table, buffer, fix);
+    }
+    free(buffer);
+    return ret;
+}

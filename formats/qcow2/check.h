@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Private to the files of check: what one pass over an image counts. check.c walks all that refers to clusters and compares
+ * with the refcounts; check_repair.c mends.
+ */
+#pragma once
+
+#include "qcow2.h"
+
+struct qcow2_checker {
+    struct qcow2 *s;
+    struct blk_check *check;
+    unsigned fix;
+    uint32_t *counts; /* references found, by cluster */
+    uint64_t clusters; /* of the file: entries of counts */
+    bool rebuild;     /* the refcount structures themselves are damaged */
+};
+
+__attribute__((format(printf, 3, 4))) void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt, ...);
+
+/* Counts all references of the image. 0 or -errno: the image could not be read, or memory. */
+coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c);
+/* Compares the counts with the refcounts; mends what `fix` (BLK_FIX_*) allows. */
+coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fix);
+/* The COPIED flags of the active tables. */
+coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix);
+/* Refcount table and blocks anew, behind the end of the file; then the old ones are leaks. */
+coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c);
+/* The image was not closed: its refcounts may be stale. Silent. */
+coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s);

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Check as a whole, and repair.
+ *
+ * Single wrong refcounts are set right where they are. Where a block of refcounts is missing or damaged, or calls a cluster free
+ * that is in use, nothing may be allocated by it: table and blocks are then built anew behind the end of the file, and named in the
+ * header last. COPIED flags follow the refcounts once those are durable; the dirty and corrupt bits go when nothing is wrong any more.
+ */
+#include "check.h"
+
+#include <string.h>
+
+/* ---- rebuilding ---- */
+
+struct rebuild {
+    uint64_t total, blocks, table_clusters, first; /* clusters; `first` is the first new one */
+    uint8_t *memory;                               /* the blocks, then the table */
+};
+
+static int build(struct qcow2_checker *c, struct rebuild *r)
+{
+    const struct qcow2 *s = c->s;
+    uint64_t per_block = UINT64_C(1) << s->refblock_bits, max = qcow2_refcount_max(s->header.refcount_order);
+
+    r->first = c->clusters;
+    r->blocks = r->table_clusters = 1;
+    for (;;) {
+        r->total = c->clusters + r->blocks + r->table_clusters;
+        if (r->blocks * per_block < r->total)
+            r->blocks++;
+        else if (r->table_clusters * s->cluster_size < r->blocks * 8)
+            r->table_clusters++;
+        else
+            break;
+    }
+    if (r->table_clusters * s->cluster_size > QCOW2_MAX_REFTABLE_BYTES)
+        return -EFBIG;
+    r->memory = calloc(r->blocks + r->table_clusters, s->cluster_size);
+    if (!r->memory)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < r->total; i++) {
+        uint64_t value = i < c->clusters ? c->counts[i] : 1;
+        if (value > max)
+            return -ERANGE;
+        qcow2_refcount_set(r->memory + (i >> s->refblock_bits) * s->cluster_size, s->header.refcount_order, i & (per_block - 1), value);
+    }
+    for (uint64_t i = 0; i < r->blocks; i++)
+        store_be64(r->memory + r->blocks * s->cluster_size + i * 8, (r->first + i) << s->cluster_bits);
+    return 0;
+}
+
+/* The new structures in place of the old ones in memory. */
+static int adopt(struct qcow2 *s, const struct rebuild *r)
+{
+    qcow2_refcounts_free(s);
+    s->reftable_offset = (r->first + r->blocks) << s->cluster_bits;
+    s->reftable_entries = r->table_clusters * s->cluster_size / 8;
+    s->reftable_disk_entries = s->reftable_entries;
+    s->reftable_moved = false;
+    s->header.reftable_offset = s->reftable_offset;
+    s->header.reftable_clusters = (uint32_t)r->table_clusters;
+    s->reftable = calloc(s->reftable_entries, 8);
+    s->reftable_dirty = calloc(s->reftable_entries * 8 / BLK_SECTOR_SIZE, 1);
+    s->refblocks = calloc(s->reftable_entries, sizeof(*s->refblocks));
+    if (!s->reftable || !s->reftable_dirty || !s->refblocks)
+        return -ENOMEM;
+    memcpy(s->reftable, r->memory + r->blocks * s->cluster_size, s->reftable_entries * 8);
+    s->free_cursor = 0;
+    s->fresh_from = MAX(s->fresh_from, r->total);
+    return qcow2_collect_metadata(s);
+}
+
+coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
+{
+    struct qcow2 *s = c->s;
+    struct rebuild r = { 0 };
+    int ret = build(c, &r);
+
+    qcow2_check_say(c, false, "Rebuilding refcount structure");
+    if (ret == 0)
+        ret = blk_co_write(s->node->file, r.first << s->cluster_bits, r.memory, (r.blocks + r.table_clusters) << s->cluster_bits, 0);
+    if (ret == 0)
+        ret = blk_co_flush(s->node->file);
+    if (ret == 0) {
+        co_mutex_lock(&s->lock);
+        qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, (r.first + r.blocks) << s->cluster_bits);
+        qcow2_header_set32(s, QCOW2_AT_REFTABLE_CLUSTERS, (uint32_t)r.table_clusters);
+        ret = qcow2_co_header_write(s);
+        if (ret == 0)
+            ret = adopt(s, &r);
+        co_mutex_unlock(&s->lock);
+    }
+    free(r.memory);
+    return ret;
+}
+
+/* ---- the whole ---- */
+
+/* Rebuilds; the old structures, now leaks, are given back without being counted as what was found. */
+static coroutine_fn int co_rebuild_and_clean(struct qcow2_checker *c)
+{
+    struct blk_check before = *c->check;
+    int ret = qcow2_co_rebuild_refcounts(c);
+
+    if (ret < 0)
+        return ret;
+    c->check->allocated_clusters = c->check->fragmented_clusters = c->check->compressed_clusters = 0;
+    c->check->corruptions = c->check->leaks = 0;
+    ret = qcow2_co_count_references(c);
+    if (ret == 0)
+        ret = qcow2_co_compare_refcounts(c, BLK_FIX_LEAKS | BLK_FIX_ERRORS);
+    c->check->leaks_fixed = before.leaks_fixed + before.leaks;
+    uint64_t fixed = before.corruptions > c->check->corruptions ? before.corruptions - c->check->corruptions : 0;
+    c->check->corruptions_fixed = before.corruptions_fixed + fixed;
+    return ret;
+}
+
+static coroutine_fn int co_fix_refcounts(struct qcow2_checker *c, uint64_t other_corruptions)
+{
+    if (c->rebuild && (c->fix & BLK_FIX_ERRORS))
+        return co_rebuild_and_clean(c);
+    if (c->rebuild) {
+        qcow2_check_say(c, true, "ERROR need to rebuild refcount structures");
+        return -EIO;
+    }
+    if (!c->check->leaks && !c->check->corruptions)
+        return 0;
+    /* A second look, which mends: what it cannot mend it counts again. */
+    c->check->leaks = 0;
+    c->check->corruptions = other_corruptions;
+    return qcow2_co_compare_refcounts(c, c->fix);
+}
+
+static coroutine_fn int co_clear_bits(struct qcow2 *s)
+{
+    uint64_t bits = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
+
+    if (s->header.version < 3 || !(s->header.incompatible & bits))
+        return 0;
+    co_mutex_lock(&s->lock);
+    s->header.incompatible &= ~bits;
+    qcow2_header_set64(s, QCOW2_AT_INCOMPATIBLE, s->header.incompatible);
+    int ret = qcow2_co_header_write(s);
+    s->dirty_bit = false;
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+static coroutine_fn int co_check_all(struct qcow2_checker *c)
+{
+    struct qcow2 *s = c->s;
+    bool lazy = s->lazy_refcounts;
+    int ret = blk_node_writable(s->node) ? qcow2_co_settle(s) : 0;
+
+    c->check->total_clusters = div_round_up(s->header.size, s->cluster_size);
+    if (ret == 0)
+        ret = qcow2_co_count_references(c);
+    if (ret < 0)
+        return ret;
+    /* What is mended here is written now, whatever the image prefers. */
+    if (c->fix)
+        s->lazy_refcounts = false;
+    uint64_t other = c->check->corruptions;
+    ret = qcow2_co_compare_refcounts(c, 0);
+    if (ret == 0 && c->fix)
+        ret = co_fix_refcounts(c, other);
+    if (ret == 0 && c->fix)
+        ret = qcow2_co_settle(s);
+    if (ret == 0)
+        ret = qcow2_co_check_copied(c, c->fix);
+    if (ret == 0 && c->fix)
+        ret = qcow2_co_settle(s);
+    if (ret == 0 && c->fix && !c->check->corruptions && !c->check->check_errors)
+        ret = co_clear_bits(s);
+    s->lazy_refcounts = lazy;
+    return ret;
+}
+
+coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp)
+{
+    struct qcow2 *s = node->state;
+    struct qcow2_checker c = { .s = s, .check = check, .fix = fix };
+
+    if (fix && !blk_node_writable(node))
+        return error_set(errp, -EPERM, "The image is read-only and cannot be repaired");
+    /* Repair changes tables behind the cache. */
+    if (fix)
+        qcow2_slices_forget(s);
+    int ret = co_check_all(&c);
+    free(c.counts);
+    if (fix)
+        qcow2_slices_forget(s);
+    if (ret < 0 && errp && !*errp)
+        error_set_errno(errp, ret, "Check failed");
+    return ret;
+}
+
+coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s)
+{
+    struct blk_check check = { 0 };
+    int ret = qcow2_co_check(s->node, &check, BLK_FIX_LEAKS | BLK_FIX_ERRORS, NULL);
+
+    if (ret == 0 && (check.corruptions || check.check_errors))
+        ret = -EIO;
+    return ret;
+}

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Group commit: the one way by which changed metadata reaches the file.
+ *
+ * A commit copies what is dirty under the lock, then writes without it:
+ *   phase 0  new refcount blocks (and a moved refcount table), flush, then the header that names a moved table;
+ *   phase 1  refcounts that went up, table entries of new blocks; flush: now these and all guest data that was written before
+ *            the copy are durable;
+ *   phase 2  L2 slices and L1 entries of the copy; flush.
+ * Only then are clusters whose entries went away passed on (free.c). A copy holds no entry whose data write had not
+ * completed, so whatever an entry on disk refers to is durable; and no freed cluster is reused before the entry is gone.
+ * One commit runs at a time. A flush needs one that starts after it came; all that come during a commit share the next one. What a
+ * failed commit could not write is dirty again, and none of its flushes is acknowledged.
+ */
+#include "qcow2.h"
+
+#include <string.h>
+
+/* Dirty metadata is written after this long at the latest. */
+#define COMMIT_AFTER_NS UINT64_C(5000000000)
+/* Freed runs that make a commit worth while, and those that make a writer wait for it. */
+#define FREED_KICK 4096u
+#define FREED_MAX 65536u
+/* With lazy refcounts: as many dirty blocks are written although nobody needs it, to bound memory. */
+#define LAZY_DIRTY_MAX 64u
+
+struct commit {
+    struct qcow2_writeback fresh, table, refcounts, entries;
+    struct qcow2_slice **slices;
+    size_t slice_count;
+    bool l1, moved;
+    uint64_t table_offset, table_entries;
+    struct qcow2_limbo *limbo;
+};
+
+static bool refcounts_wanted(const struct qcow2 *s)
+{
+    return !s->lazy_refcounts || s->closing || s->reftable_moved || s->refblock_dirty_count > LAZY_DIRTY_MAX;
+}
+
+static bool anything_to_do(const struct qcow2 *s)
+{
+    return s->dirty_count || s->l1_dirty_count || s->freed.count || s->reftable_moved || !list_empty(&s->limbo) ||
+           (s->refblock_dirty_count && refcounts_wanted(s));
+}
+
+/* ---- copying ---- */
+
+/* Sectors of a table: bit 0 dirty, bit 1 in the running commit. */
+static int capture_sectors(struct qcow2_writeback *wb, uint8_t *flags, const void *memory, uint64_t bytes, uint64_t offset)
+{
+    for (uint64_t i = 0; i * BLK_SECTOR_SIZE < bytes; i++) {
+        if (!(flags[i] & 1))
+            continue;
+        int ret = qcow2_writeback_add(wb, offset + i * BLK_SECTOR_SIZE, (const uint8_t *)memory + i * BLK_SECTOR_SIZE,
+                                      BLK_SECTOR_SIZE);
+        if (ret < 0)
+            return ret;
+        flags[i] = 2;
+    }
+    return 0;
+}
+
+/* Returns how many sectors are dirty afterwards. */
+static uint32_t release_sectors(uint8_t *flags, uint64_t bytes, bool ok)
+{
+    uint32_t dirty = 0;
+
+    for (uint64_t i = 0; i * BLK_SECTOR_SIZE < bytes; i++) {
+        if (flags[i] == 2)
+            flags[i] = ok ? 0 : 1;
+        flags[i] &= 1;
+        dirty += flags[i];
+    }
+    return dirty;
+}
+
+static int capture_refcounts(struct qcow2 *s, struct commit *c)
+{
+    struct qcow2_refblock *block;
+    int ret = 0;
+
+    list_for_each(block, &s->refblock_list, link) {
+        if (!block->dirty)
+            continue;
+        if (block->fresh)
+            ret = qcow2_writeback_add(&c->fresh, block->host_offset, block->data, (uint32_t)s->cluster_size);
+        else
+            ret = qcow2_writeback_add(&c->refcounts, block->host_offset + block->dirty_start, block->data + block->dirty_start,
+                                      block->dirty_end - block->dirty_start);
+        if (ret < 0)
+            return ret;
+        block->dirty = false;
+        block->committing = true;
+        s->refblock_dirty_count--;
+    }
+    if (!s->reftable_moved)
+        return capture_sectors(&c->refcounts, s->reftable_dirty, s->reftable, s->reftable_entries * 8, s->reftable_offset);
+    c->moved = true;
+    c->table_offset = s->reftable_offset;
+    c->table_entries = s->reftable_entries;
+    s->reftable_moved = false;
+    memset(s->reftable_dirty, 0, div_round_up(s->reftable_entries * 8, BLK_SECTOR_SIZE));
+    return qcow2_writeback_add(&c->table, s->reftable_offset, s->reftable, (uint32_t)(s->reftable_entries * 8));
+}
+
+static int capture_entries(struct qcow2 *s, struct commit *c)
+{
+    c->slices = malloc((s->dirty_count + 1) * sizeof(struct qcow2_slice *));
+    if (!c->slices)
+        return -ENOMEM;
+    while (!list_empty(&s->dirty_slices)) {
+        struct qcow2_slice *slice = list_first(&s->dirty_slices, struct qcow2_slice, dirty_link);
+        int ret = qcow2_writeback_add(&c->entries, slice->host_offset, (const void *)slice->entries, 8u << s->slice_bits);
+        if (ret < 0)
+            return ret;
+        list_remove(&slice->dirty_link);
+        slice->dirty = false;
+        slice->committing = true;
+        c->slices[c->slice_count++] = slice;
+        s->dirty_count--;
+    }
+    if (s->l1_dirty_count == 0)
+        return 0;
+    s->l1_dirty_count = 0;
+    c->l1 = true;
+    return capture_sectors(&c->entries, s->l1_dirty, (const void *)s->l1, (uint64_t)s->l1_size * 8, s->header.l1_offset);
+}
+
+static int capture(struct qcow2 *s, struct commit *c)
+{
+    int ret = 0;
+
+    c->limbo = xcalloc(1, sizeof(*c->limbo));
+    c->limbo->freed = s->freed;
+    c->limbo->epoch = epoch_retire();
+    s->freed = (struct qcow2_freed){ 0 };
+    if (refcounts_wanted(s))
+        ret = capture_refcounts(s, c);
+    if (ret == 0)
+        ret = capture_entries(s, c);
+    if (ret == 0)
+        ret = qcow2_writeback_copy(&c->fresh, s->node->file);
+    if (ret == 0)
+        ret = qcow2_writeback_copy(&c->table, s->node->file);
+    if (ret == 0)
+        ret = qcow2_writeback_copy(&c->refcounts, s->node->file);
+    return ret < 0 ? ret : qcow2_writeback_copy(&c->entries, s->node->file);
+}
+
+/* ---- writing ---- */
+
+static coroutine_fn int co_name_table(struct qcow2 *s, const struct commit *c)
+{
+    co_mutex_lock(&s->lock);
+    s->header.reftable_offset = c->table_offset;
+    s->header.reftable_clusters = (uint32_t)(c->table_entries * 8 >> s->cluster_bits);
+    qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, s->header.reftable_offset);
+    qcow2_header_set32(s, QCOW2_AT_REFTABLE_CLUSTERS, s->header.reftable_clusters);
+    int ret = qcow2_co_header_write(s);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+static coroutine_fn int co_phase_0(struct qcow2 *s, struct commit *c)
+{
+    int ret = qcow2_co_writeback_write(&c->fresh, s->node->file);
+
+    if (ret == 0)
+        ret = qcow2_co_writeback_write(&c->table, s->node->file);
+    if (ret == 0)
+        ret = blk_co_flush(s->node->file);
+    return ret == 0 && c->moved ? co_name_table(s, c) : ret;
+}
+
+static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
+{
+    int ret = 0;
+
+    if (c->fresh.count || c->moved)
+        ret = co_phase_0(s, c);
+    if (ret == 0)
+        ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
+    if (ret == 0)
+        ret = blk_co_flush(s->node->file);
+    if (ret == 0 && c->entries.count) {
+        ret = qcow2_co_writeback_write(&c->entries, s->node->file);
+        if (ret == 0)
+            ret = blk_co_flush(s->node->file);
+    }
+    return ret;
+}
+
+/* ---- afterwards ---- */
+
+static void settle_slices(struct qcow2 *s, struct commit *c, bool ok)
+{
+    for (size_t i = 0; i < c->slice_count; i++) {
+        struct qcow2_slice *slice = c->slices[i];
+        slice->committing = false;
+        if (slice->dirty)
+            continue;
+        if (ok) {
+            atomic_store_explicit(&slice->unstable, false, memory_order_release);
+        } else {
+            slice->dirty = true;
+            list_append(&s->dirty_slices, &slice->dirty_link);
+            s->dirty_count++;
+        }
+    }
+    if (c->l1)
+        s->l1_dirty_count = release_sectors(s->l1_dirty, (uint64_t)s->l1_size * 8, ok);
+}
+
+static void settle_refcounts(struct qcow2 *s, struct commit *c, bool ok)
+{
+    struct qcow2_refblock *block;
+
+    list_for_each(block, &s->refblock_list, link) {
+        if (!block->committing)
+            continue;
+        block->committing = false;
+        if (!ok) {
+            qcow2_refblock_dirty(s, block, 0, (uint32_t)s->cluster_size);
+        } else if (block->fresh) {
+            block->fresh = false;
+            s->refblock_fresh_count--;
+        }
+    }
+    release_sectors(s->reftable_dirty, s->reftable_entries * 8, ok);
+    if (c->moved && !ok)
+        s->reftable_moved = true;
+}
+
+static void settle_freed(struct qcow2 *s, struct commit *c, bool ok)
+{
+    struct qcow2_limbo *limbo = c->limbo;
+
+    if (ok && limbo->freed.count) {
+        list_append(&s->limbo, &limbo->link);
+        return;
+    }
+    for (size_t i = 0; i < limbo->freed.count; i++)
+        qcow2_freed_add(&s->freed, limbo->freed.extents[i].cluster, limbo->freed.extents[i].count, limbo->freed.extents[i].discard);
+    free(limbo->freed.extents);
+    free(limbo);
+}
+
+static coroutine_fn void co_run_commit(struct qcow2 *s)
+{
+    struct commit c = { 0 };
+    uint64_t number = ++s->commits_started;
+
+    s->commit_running = true;
+    int ret = atomic_load(&s->corrupt) ? -EIO : capture(s, &c);
+    co_mutex_unlock(&s->lock);
+    if (ret == 0)
+        ret = co_write_out(s, &c);
+    co_mutex_lock(&s->lock);
+    if (c.limbo) {
+        settle_slices(s, &c, ret == 0);
+        settle_refcounts(s, &c, ret == 0);
+        settle_freed(s, &c, ret == 0);
+    }
+    qcow2_writeback_finish(&c.fresh);
+    qcow2_writeback_finish(&c.table);
+    qcow2_writeback_finish(&c.refcounts);
+    qcow2_writeback_finish(&c.entries);
+    free(c.slices);
+    s->commits_done = number;
+    if (ret == 0)
+        s->commit_succeeded = number;
+    else
+        s->commit_error = ret;
+    s->commit_running = false;
+    atomic_store_explicit(&s->need_commit, s->dirty_count || s->l1_dirty_count || s->reftable_moved, memory_order_release);
+    co_cond_broadcast(&s->commit_done);
+    qcow2_co_reap(s, false);
+    if (!list_empty(&s->limbo))
+        qcow2_note_dirty(s);
+}
+
+/* Lock held. */
+static coroutine_fn int co_commit_locked(struct qcow2 *s)
+{
+    uint64_t wanted = s->commits_started + 1;
+
+    while (s->commits_done < wanted) {
+        if (s->commit_running)
+            co_cond_wait(&s->commit_done, &s->lock);
+        else
+            co_run_commit(s);
+    }
+    return s->commit_succeeded >= wanted ? 0 : s->commit_error;
+}
+
+coroutine_fn int qcow2_co_commit(struct qcow2 *s)
+{
+    co_mutex_lock(&s->lock);
+    int ret = co_commit_locked(s);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_flush(struct blk_node *node)
+{
+    struct qcow2 *s = node->state;
+
+    if (!atomic_load_explicit(&s->need_commit, memory_order_acquire))
+        return blk_co_flush(node->file);
+    return qcow2_co_commit(s);
+}
+
+coroutine_fn int qcow2_co_settle(struct qcow2 *s)
+{
+    int ret;
+
+    co_mutex_lock(&s->lock);
+    do {
+        ret = co_commit_locked(s);
+        if (ret == 0)
+            ret = qcow2_co_reap(s, true);
+    } while (ret == 0 && anything_to_do(s));
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+/* ---- in the background: all on the node's home loop, where it is closed too ---- */
+
+static coroutine_fn void co_background_commit(void *arg)
+{
+    struct qcow2 *s = arg;
+
+    co_mutex_lock(&s->lock);
+    if (!s->closing && anything_to_do(s))
+        co_commit_locked(s); /* an error stays with the dirty state: the next flush meets it */
+    s->background = false;
+    co_cond_broadcast(&s->commit_done);
+    co_mutex_unlock(&s->lock);
+}
+
+static coroutine_fn void co_timer_commit(void *arg)
+{
+    struct qcow2 *s = arg;
+
+    co_mutex_lock(&s->lock);
+    s->timer_state = QCOW2_TIMER_IDLE;
+    bool start = !s->background && !s->closing;
+    if (start)
+        s->background = true;
+    co_cond_broadcast(&s->commit_done);
+    co_mutex_unlock(&s->lock);
+    if (start)
+        co_background_commit(s);
+}
+
+static void timer_fired(struct loop_timer *timer)
+{
+    co_start(co_timer_commit, container_of(timer, struct qcow2, timer));
+}
+
+static coroutine_fn void co_arm_timer(void *arg)
+{
+    struct qcow2 *s = arg;
+
+    co_mutex_lock(&s->lock);
+    if (s->closing) {
+        s->timer_state = QCOW2_TIMER_IDLE;
+    } else {
+        s->timer_state = QCOW2_TIMER_ARMED;
+        s->timer.fn = timer_fired;
+        loop_timer_arm(s->node->loop, &s->timer, loop_now_ns() + COMMIT_AFTER_NS);
+    }
+    co_cond_broadcast(&s->commit_done);
+    co_mutex_unlock(&s->lock);
+}
+
+void qcow2_note_dirty(struct qcow2 *s)
+{
+    if (s->closing)
+        return;
+    if (s->timer_state == QCOW2_TIMER_IDLE) {
+        s->timer_state = QCOW2_TIMER_ARMING;
+        co_start_on(s->node->loop, co_arm_timer, s);
+    }
+    if (!s->background && (s->dirty_count > s->max_slices / 4 || s->freed.count > FREED_KICK)) {
+        s->background = true;
+        co_start_on(s->node->loop, co_background_commit, s);
+    }
+}
+
+coroutine_fn void qcow2_co_throttle(struct qcow2 *s)
+{
+    if (s->dirty_count > s->max_slices / 2 || s->freed.count > FREED_MAX)
+        co_commit_locked(s);
+}
+
+coroutine_fn void qcow2_co_stop_background(struct qcow2 *s)
+{
+    co_mutex_lock(&s->lock);
+    s->closing = true;
+    if (s->timer_state == QCOW2_TIMER_ARMED && s->timer.heap_index) {
+        loop_timer_disarm(&s->timer);
+        s->timer_state = QCOW2_TIMER_IDLE;
+    }
+    while (s->timer_state != QCOW2_TIMER_IDLE || s->background)
+        co_cond_wait(&s->commit_done, &s->lock);
+    co_mutex_unlock(&s->lock);
+}

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Creating an image: options, layout, first metadata.
+ *
+ * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. The header
+ * comes last, after a flush: a create that was cut off leaves a file that is no qcow2 image, not one with holes in it. With
+ * preallocation the finished image is opened and its clusters are allocated like any others.
+ */
+#include "qcow2.h"
+
+#include <string.h>
+
+static const char *const preallocation_words[] = { "off", "metadata", "falloc", "full", NULL };
+
+const struct opt_desc qcow2_create_options[] = {
+    { .name = "backing_file", .type = OPT_STRING, .help = "File name of a base image" },
+    { .name = "backing_fmt", .type = OPT_STRING, .help = "Image format of the base image" },
+    { .name = "cluster_size", .type = OPT_SIZE, .def = "65536", .help = "qcow2 cluster size" },
+    { .name = "compat", .type = OPT_STRING, .help = "Compatibility level (v2 [0.10] or v3 [1.1])" },
+    { .name = "compression_type", .type = OPT_STRING, .def = "zlib", .help = "Compression method used for image cluster compression" },
+    { .name = "data_file", .type = OPT_STRING, .help = "File name of an external data file" },
+    { .name = "data_file_raw", .type = OPT_BOOL, .help = "The external data file must stay valid as a raw image" },
+    { .name = "encrypt.cipher-alg", .type = OPT_STRING, .help = "Name of encryption cipher algorithm" },
+    { .name = "encrypt.cipher-mode", .type = OPT_STRING, .help = "Name of encryption cipher mode" },
+    { .name = "encrypt.format", .type = OPT_STRING, .help = "Encrypt the image, format choices: 'aes', 'luks'" },
+    { .name = "encrypt.hash-alg", .type = OPT_STRING, .help = "Name of encryption hash algorithm" },
+    { .name = "encrypt.iter-time", .type = OPT_NUMBER, .help = "Time to spend in PBKDF in milliseconds" },
+    { .name = "encrypt.ivgen-alg", .type = OPT_STRING, .help = "Name of IV generator algorithm" },
+    { .name = "encrypt.ivgen-hash-alg", .type = OPT_STRING, .help = "Name of IV generator hash algorithm" },
+    { .name = "encrypt.key-secret", .type = OPT_STRING, .help = "ID of secret providing qcow AES key or LUKS passphrase" },
+    { .name = "encryption", .type = OPT_BOOL,
+      .help = "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)" },
+    { .name = "extended_l2", .type = OPT_BOOL, .def = "off", .help = "Extended L2 tables" },
+    { .name = "lazy_refcounts", .type = OPT_BOOL, .def = "off", .help = "Postpone refcount updates" },
+    { .name = "preallocation", .type = OPT_STRING, .help = "Preallocation mode (allowed values: off, metadata, falloc, full)" },
+    { .name = "refcount_bits", .type = OPT_NUMBER, .def = "16", .help = "Width of a reference count entry in bits" },
+    { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
+    { 0 },
+};
+
+struct plan {
+    struct qcow2_header header;
+    const char *backing_name, *backing_format, *prealloc;
+    uint64_t cluster_size, reftable_clusters, refblocks, l1_clusters;
+};
+
+/* ---- options ---- */
+
+/* Options whose features do not exist here yet: refused by name, never ignored. */
+static int refuse_missing(struct opts *opts, struct error **errp)
+{
+    static const char *const missing[] = {
+        "data_file", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.hash-alg",
+        "encrypt.iter-time", "encrypt.ivgen-alg", "encrypt.ivgen-hash-alg",
+    };
+    bool encryption = false, extended = false, raw = false;
+    int ret = opts_bool(opts, qcow2_create_options, "encryption", &encryption, errp);
+
+    if (ret >= 0)
+        ret = opts_bool(opts, qcow2_create_options, "extended_l2", &extended, errp);
+    if (ret >= 0)
+        ret = opts_bool(opts, qcow2_create_options, "data_file_raw", &raw, errp);
+    if (ret < 0)
+        return ret;
+    if (raw && !opts_has(opts, "data_file"))
+        return error_set(errp, -EINVAL, "data-file-raw requires data-file");
+    for (size_t i = 0; i < ARRAY_SIZE(missing); i++) {
+        if (opts_has(opts, missing[i]))
+            return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", missing[i]);
+    }
+    if (encryption || extended)
+        return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", encryption ? "encryption" : "extended_l2");
+    return 0;
+}
+
+static int take_version(struct opts *opts, struct plan *p, struct error **errp)
+{
+    const char *compat = "1.1", *compression = "zlib";
+    int ret = opts_string(opts, qcow2_create_options, "compat", &compat, errp);
+
+    if (ret >= 0)
+        ret = opts_string(opts, qcow2_create_options, "compression_type", &compression, errp);
+    if (ret < 0)
+        return ret;
+    if (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0)
+        p->header.version = 2;
+    else if (strcmp(compat, "1.1") == 0 || strcmp(compat, "v3") == 0)
+        p->header.version = 3;
+    else
+        return error_set(errp, -EINVAL, "Parameter 'version' does not accept value '%s'", compat);
+    if (strcmp(compression, "zstd") == 0) {
+        p->header.compression = QCOW2_ZSTD;
+        p->header.incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+    } else if (strcmp(compression, "zlib") != 0) {
+        return error_set(errp, -EINVAL, "Parameter 'compression-type' does not accept value '%s'", compression);
+    }
+    return 0;
+}
+
+static int take_widths(struct opts *opts, struct plan *p, struct error **errp)
+{
+    uint64_t refcount_bits = 16;
+    bool lazy = false;
+    int ret = opts_size(opts, qcow2_create_options, "cluster_size", &p->cluster_size, errp);
+
+    if (ret >= 0)
+        ret = opts_number(opts, qcow2_create_options, "refcount_bits", &refcount_bits, errp);
+    if (ret >= 0)
+        ret = opts_bool(opts, qcow2_create_options, "lazy_refcounts", &lazy, errp);
+    if (ret < 0)
+        return ret;
+    if (!is_power_of_two(p->cluster_size) || p->cluster_size < 512 || p->cluster_size > (2u << 20))
+        return error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
+    if (!is_power_of_two(refcount_bits) || refcount_bits > 64)
+        return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
+    if (p->header.version < 3 && lazy)
+        return error_set(errp, -EINVAL,
+                         "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
+    if (p->header.version < 3 && refcount_bits != 16)
+        return error_set(errp, -EINVAL,
+                         "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)");
+    if (p->header.version < 3 && p->header.compression != QCOW2_ZLIB)
+        return error_set(errp, -EINVAL, "Non-zlib compression type is only supported with compatibility level 1.1 and above "
+                                        "(use version=v3 or greater)");
+    p->header.cluster_bits = log2_floor(p->cluster_size);
+    p->header.refcount_order = log2_floor(refcount_bits);
+    p->header.compatible = lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
+    return 0;
+}
+
+static int take_backing(struct opts *opts, struct plan *p, struct error **errp)
+{
+    int ret = opts_string(opts, qcow2_create_options, "backing_file", &p->backing_name, errp);
+
+    if (ret >= 0)
+        ret = opts_string(opts, qcow2_create_options, "backing_fmt", &p->backing_format, errp);
+    p->prealloc = "off";
+    if (ret >= 0)
+        ret = opts_string(opts, qcow2_create_options, "preallocation", &p->prealloc, errp);
+    if (ret < 0)
+        return ret;
+    if (p->backing_name && !*p->backing_name)
+        p->backing_name = NULL;
+    bool known = false;
+    for (size_t i = 0; preallocation_words[i]; i++)
+        known = known || strcmp(preallocation_words[i], p->prealloc) == 0;
+    if (!known)
+        return error_set(errp, -EINVAL, "Parameter 'preallocation' does not accept value '%s'", p->prealloc);
+    if (p->backing_format && !p->backing_name)
+        return error_set(errp, -EINVAL, "Backing format cannot be used without backing file");
+    if (p->backing_name && strcmp(p->prealloc, "off") != 0)
+        return error_set(errp, -EINVAL, "Backing file and preallocation can only be used at the same time if extended_l2 is on");
+    return 0;
+}
+
+/* ---- layout ---- */
+
+static int lay_out(struct plan *p, uint64_t size, struct error **errp)
+{
+    struct qcow2_header *h = &p->header;
+    unsigned l1_shift = h->cluster_bits * 2 - 3;
+    uint64_t per_block = (p->cluster_size * 8) >> h->refcount_order, total;
+
+    if (size > INT64_MAX - BLK_SECTOR_SIZE || div_round_up(size, UINT64_C(1) << l1_shift) > QCOW2_MAX_L1_BYTES / 8)
+        return error_set(errp, -EFBIG, "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
+    h->size = align_up(size, BLK_SECTOR_SIZE);
+    h->l1_size = (uint32_t)div_round_up(h->size, UINT64_C(1) << l1_shift);
+    p->l1_clusters = div_round_up((uint64_t)h->l1_size * 8, p->cluster_size);
+    p->refblocks = p->reftable_clusters = 1;
+    for (;;) {
+        total = 1 + p->reftable_clusters + p->refblocks + p->l1_clusters;
+        if (p->refblocks * per_block < total)
+            p->refblocks++;
+        else if (p->reftable_clusters * p->cluster_size < p->refblocks * 8)
+            p->reftable_clusters++;
+        else
+            break;
+    }
+    h->reftable_offset = p->cluster_size;
+    h->reftable_clusters = (uint32_t)p->reftable_clusters;
+    h->l1_offset = (1 + p->reftable_clusters + p->refblocks) * p->cluster_size;
+    return 0;
+}
+
+/* Table, blocks and L1 table: everything but the header. */
+static coroutine_fn int co_write_tables(struct blk_node *file, const struct plan *p)
+{
+    uint64_t total = 1 + p->reftable_clusters + p->refblocks + p->l1_clusters;
+    uint64_t per_block = (p->cluster_size * 8) >> p->header.refcount_order;
+    uint64_t length = (p->reftable_clusters + p->refblocks) * p->cluster_size;
+    uint8_t *buffer = blk_buffer_alloc(file, length);
+    int ret;
+
+    if (!buffer)
+        return -ENOMEM;
+    memset(buffer, 0, length);
+    for (uint64_t i = 0; i < p->refblocks; i++)
+        store_be64(buffer + i * 8, (1 + p->reftable_clusters + i) * p->cluster_size);
+    for (uint64_t i = 0; i < total; i++) {
+        uint64_t block = p->reftable_clusters + i / per_block;
+        qcow2_refcount_set(buffer + block * p->cluster_size, p->header.refcount_order, i % per_block, 1);
+    }
+    ret = blk_co_write(file, p->cluster_size, buffer, length, 0);
+    free(buffer);
+    /* The L1 table is all zeroes; its end is also the end of the file. */
+    if (ret == 0 && p->header.l1_size)
+        ret = blk_co_write_zeroes(file, p->header.l1_offset, (uint64_t)p->header.l1_size * 8, 0);
+    return ret < 0 ? ret : blk_co_flush(file);
+}
+
+static coroutine_fn int co_write_image(struct blk_node *file, struct plan *p, struct error **errp)
+{
+    AUTO_FREE uint8_t *head = calloc(1, p->cluster_size);
+
+    if (!head)
+        return -ENOMEM;
+    int ret = qcow2_header_build(&p->header, p->backing_name, p->backing_format, head, p->cluster_size, errp);
+    if (ret < 0)
+        return ret;
+    /* No old header may survive next to the new tables. */
+    static const uint8_t zeroes[BLK_SECTOR_SIZE];
+    ret = blk_co_write(file, 0, zeroes, sizeof(zeroes), 0);
+    if (ret == 0)
+        ret = co_write_tables(file, p);
+    if (ret == 0)
+        ret = blk_co_write(file, 0, head, p->cluster_size, 0);
+    if (ret == 0)
+        ret = blk_co_flush(file);
+    return ret < 0 ? error_set_errno(errp, ret, "Could not write qcow2 metadata") : 0;
+}
+
+/* Opens the finished image over the same file node and allocates everything. */
+static coroutine_fn int co_preallocate(struct blk_node *file, const struct plan *p, struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    opts_set(opts, "driver", "qcow2");
+    opts_set(opts, "file", file->name);
+    struct blk_node *node = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_NO_BACKING, errp);
+    opts_free(opts);
+    if (!node)
+        return -EIO;
+    int ret = qcow2_co_preallocate(node->state, 0, p->header.size, p->prealloc, errp);
+    int close_ret = blk_co_node_unref(node);
+    if (ret == 0 && close_ret < 0)
+        ret = error_set_errno(errp, close_ret, "Could not write qcow2 metadata");
+    return ret;
+}
+
+coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
+{
+    struct opts *opts = create->options ? opts_clone(create->options) : opts_new();
+    struct plan p = { .cluster_size = 65536 };
+    int ret = take_version(opts, &p, errp);
+
+    if (ret >= 0)
+        ret = take_widths(opts, &p, errp);
+    if (ret >= 0)
+        ret = take_backing(opts, &p, errp);
+    if (ret >= 0)
+        ret = refuse_missing(opts, errp);
+    if (ret >= 0)
+        ret = lay_out(&p, create->size, errp);
+    if (ret >= 0)
+        ret = co_write_image(create->file, &p, errp);
+    if (ret >= 0 && strcmp(p.prealloc, "off") != 0)
+        ret = co_preallocate(create->file, &p, errp);
+    opts_free(opts);
+    return ret < 0 ? ret : 0;
+}

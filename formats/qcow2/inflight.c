@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Slow requests in flight, by guest cluster.
+ *
+ * Reads of compressed clusters and writes in place are registered as shared, allocations, zeroes and discards as exclusive: an
+ * exclusive one overlaps no other. So an entry stays what it was for as long as a slow request works with it, although the
+ * lock is not held. A request registers one range at a time and never waits while it is registered.
+ */
+#include "qcow2.h"
+
+coroutine_fn bool qcow2_co_inflight_begin(struct qcow2 *s, struct qcow2_inflight *mine)
+{
+    const struct qcow2_inflight *other;
+
+    list_for_each(other, &s->inflight, link) {
+        if (other->first > mine->last || other->last < mine->first || (!other->exclusive && !mine->exclusive))
+            continue;
+        if (other->first > mine->first) {
+            mine->last = other->first - 1;
+            continue;
+        }
+        co_cond_wait(&s->inflight_done, &s->lock);
+        return false;
+    }
+    list_append(&s->inflight, &mine->link);
+    return true;
+}
+
+void qcow2_inflight_end(struct qcow2 *s, struct qcow2_inflight *mine)
+{
+    list_remove(&mine->link);
+    co_cond_broadcast(&s->inflight_done);
+}

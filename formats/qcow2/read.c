@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Slow reads: compressed clusters, slices with wild entries, and the old content that copy on write needs.
+ *
+ * The guest cluster is registered in flight (shared), so the entry that was read under the lock stays true, and what it refers to is not
+ * reused, until the read has ended.
+ */
+#include "qcow2.h"
+
+coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry)
+{
+    uint64_t offset = entry & QCOW2_OFFSET_MASK;
+    uint64_t table = qcow2_cluster_start(s, slice->host_offset);
+    uint64_t in_table = (slice->host_offset - table) / 8 + index;
+
+    if (entry & QCOW2_COMPRESSED)
+        return 0;
+    if ((entry & QCOW2_ZERO) && s->header.version < 3)
+        return qcow2_co_mark_corrupt(s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
+                                     table, in_table);
+    if (qcow2_in_cluster(s, offset))
+        return qcow2_co_mark_corrupt(s, "%s offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
+                                     entry & QCOW2_ZERO ? "Preallocated zero cluster" : "Cluster allocation", offset, table, in_table);
+    return 0;
+}
+
+/* Nothing here: the backing image's content, up to its end and ours. */
+static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+{
+    struct blk_node *backing = s->node->backing;
+    uint64_t end = backing ? MIN(blk_node_size(backing), blk_node_size(s->node)) : 0;
+    uint64_t below = offset < end ? MIN(length, end - offset) : 0;
+
+    qcow2_iov_zero(iov, iov_count, below, length - below);
+    if (below == 0)
+        return 0;
+    struct iovec *part = malloc((size_t)iov_count * sizeof(*part));
+    if (!part)
+        return -ENOMEM;
+    int count = qcow2_iov_slice(iov, iov_count, 0, below, part);
+    int ret = blk_co_readv(backing, offset, below, part, count);
+    free(part);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                     int iov_count)
+{
+    switch (qcow2_kind(entry)) {
+    case QCOW2_UNALLOCATED:
+        return co_read_below(s, offset, length, iov, iov_count);
+    case QCOW2_NORMAL:
+        return blk_co_readv(s->node->file, (entry & QCOW2_OFFSET_MASK) + qcow2_in_cluster(s, offset), length, iov, iov_count);
+    case QCOW2_IS_COMPRESSED:
+        return qcow2_co_read_compressed(s, entry, offset, length, iov, iov_count);
+    default:
+        qcow2_iov_zero(iov, iov_count, 0, length);
+        return 0;
+    }
+}
+
+/* Finds the entry of one guest cluster and registers it. Lock held. */
+static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t *entry, struct qcow2_inflight *inflight)
+{
+    struct qcow2_slice *slice;
+
+    do {
+        int ret = qcow2_co_slice(s, offset, &slice);
+        *entry = 0;
+        if (ret == 0 && slice) {
+            uint32_t index = qcow2_slice_index(s, offset);
+            *entry = qcow2_slice_entry(slice, index);
+            ret = qcow2_co_check_entry(s, slice, index, *entry);
+        }
+        if (ret < 0)
+            return ret;
+        *inflight = (struct qcow2_inflight){ .first = offset >> s->cluster_bits, .last = offset >> s->cluster_bits };
+    } while (!qcow2_co_inflight_begin(s, inflight));
+    return 0;
+}
+
+static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+{
+    struct qcow2_inflight inflight;
+    uint64_t entry;
+
+    co_mutex_lock(&s->lock);
+    int ret = co_hold_entry(s, offset, &entry, &inflight);
+    co_mutex_unlock(&s->lock);
+    if (ret < 0)
+        return ret;
+    ret = qcow2_co_read_entry(s, entry, offset, length, iov, iov_count);
+    co_mutex_lock(&s->lock);
+    qcow2_inflight_end(s, &inflight);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+{
+    struct qcow2 *s = node->state;
+    struct iovec *part = malloc((size_t)MAX(iov_count, 1) * sizeof(*part));
+    uint64_t done = 0;
+    int ret = part ? 0 : -ENOMEM;
+
+    while (ret == 0 && done < length) {
+        uint64_t step = MIN(length - done, s->cluster_size - qcow2_in_cluster(s, offset + done));
+        int count = qcow2_iov_slice(iov, iov_count, done, step, part);
+        ret = co_read_cluster(s, offset + done, step, part, count);
+        done += step;
+    }
+    free(part);
+    return ret;
+}

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Slow writes: into clusters that have to be allocated, filled or copied, and in place where the request came here with others.
+ *
+ * A write goes piece by piece. For each, under the lock: look up, register in flight, allocate. Without it: read what the
+ * cluster held around the request (copy on write), and write head, data and tail in one go. Under it again: only now, the
+ * data being written, set the entries, and pass on what they referred to before. A commit later makes both durable in that order.
+ */
+#include "qcow2.h"
+
+#include <string.h>
+
+enum how {
+    IN_PLACE, /* clusters that are ours alone */
+    FILL,     /* ours alone, but reading as zeroes so far */
+    ALLOCATE, /* everything else */
+};
+
+struct piece {
+    enum how how;
+    uint64_t offset, length; /* guest */
+    uint64_t host;           /* of the first cluster's start */
+    bool fresh;              /* host clusters that were never written */
+    uint64_t first_entry, last_entry; /* as they were: for copy on write */
+    struct qcow2_inflight inflight;
+};
+
+static enum how how_to_write(uint64_t entry)
+{
+    enum qcow2_kind kind = qcow2_kind(entry);
+
+    if (!(entry & QCOW2_COPIED) || (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED))
+        return ALLOCATE;
+    return kind == QCOW2_NORMAL ? IN_PLACE : FILL;
+}
+
+/* ---- planning: lock held ---- */
+
+/* Extends the piece over entries of the same way, within the slice. */
+static coroutine_fn int co_plan_run(struct qcow2 *s, struct qcow2_slice *slice, uint64_t length, struct piece *p)
+{
+    uint32_t index = qcow2_slice_index(s, p->offset);
+    uint64_t expected = 0, at = qcow2_cluster_start(s, p->offset), end = p->offset + length;
+
+    for (; index < qcow2_slice_entries(s) && at < end; index++, at += s->cluster_size) {
+        uint64_t entry = qcow2_slice_entry(slice, index), host = entry & QCOW2_OFFSET_MASK;
+        bool first = at <= p->offset;
+        if (slice->suspect) {
+            int ret = qcow2_co_check_entry(s, slice, index, entry);
+            if (ret < 0)
+                return ret;
+        }
+        if (first) {
+            p->how = how_to_write(entry);
+            p->host = host;
+            p->first_entry = entry;
+        } else if (how_to_write(entry) != p->how || (p->how != ALLOCATE && host != expected)) {
+            break;
+        }
+        p->last_entry = entry;
+        expected = host + s->cluster_size;
+    }
+    p->length = MIN(at, end) - p->offset;
+    return 0;
+}
+
+/* The run may have become shorter: the last entry is another one. */
+static void shorten(struct qcow2 *s, struct qcow2_slice *slice, struct piece *p, uint64_t end)
+{
+    if (end >= p->offset + p->length)
+        return;
+    p->length = end - p->offset;
+    p->last_entry = qcow2_slice_entry(slice, qcow2_slice_index(s, end - 1));
+    p->inflight.last = (end - 1) >> s->cluster_bits;
+}
+
+static coroutine_fn int co_find_slice(struct qcow2 *s, uint64_t offset, struct qcow2_slice **slice)
+{
+    int ret = qcow2_co_slice(s, offset, slice);
+
+    if (ret < 0)
+        return ret;
+    if (*slice && how_to_write(qcow2_slice_entry(*slice, qcow2_slice_index(s, offset))) == IN_PLACE)
+        return 0;
+    ret = qcow2_co_begin_changes(s);
+    return ret < 0 ? ret : qcow2_co_slice_for_write(s, offset, slice);
+}
+
+/* Host clusters for the piece. Registered in flight already. */
+static coroutine_fn int co_get_clusters(struct qcow2 *s, struct qcow2_slice *slice, struct piece *p)
+{
+    uint64_t got = 0, count = p->inflight.last - p->inflight.first + 1;
+
+    if (p->how != ALLOCATE)
+        return qcow2_co_check_overlap(s, p->host, count << s->cluster_bits, 0);
+    int ret = qcow2_co_alloc(s, count, &p->host, &got, &p->fresh);
+    if (ret == 0 && got < count)
+        shorten(s, slice, p, (p->inflight.first + got) << s->cluster_bits);
+    return ret;
+}
+
+static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t length, struct piece *p)
+{
+    struct qcow2_slice *slice = NULL;
+
+    do {
+        *p = (struct piece){ .offset = offset };
+        if (atomic_load(&s->corrupt))
+            return -EIO;
+        int ret = co_find_slice(s, offset, &slice);
+        if (ret == 0)
+            ret = co_plan_run(s, slice, length, p);
+        if (ret < 0)
+            return ret;
+        p->inflight.first = offset >> s->cluster_bits;
+        p->inflight.last = (offset + p->length - 1) >> s->cluster_bits;
+        p->inflight.exclusive = p->how != IN_PLACE;
+    } while (!qcow2_co_inflight_begin(s, &p->inflight));
+    shorten(s, slice, p, (p->inflight.last + 1) << s->cluster_bits);
+    int ret = co_get_clusters(s, slice, p);
+    if (ret < 0)
+        qcow2_inflight_end(s, &p->inflight);
+    return ret;
+}
+
+/* ---- writing: lock not held ---- */
+
+static bool reads_zero(const struct qcow2 *s, uint64_t entry, uint64_t offset)
+{
+    enum qcow2_kind kind = qcow2_kind(entry);
+
+    if (kind == QCOW2_UNALLOCATED)
+        return !s->node->backing || offset >= MIN(blk_node_size(s->node->backing), blk_node_size(s->node));
+    return kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED;
+}
+
+/* What is next to the request in its first or last cluster. */
+struct margin {
+    uint64_t offset, length; /* guest */
+    bool zero;
+    uint8_t *buffer;
+};
+
+/* Clusters that were never written need no zeroes but those that fill up the host's sectors: the file shall not end within one. */
+static void set_margin(const struct qcow2 *s, const struct piece *p, uint64_t entry, uint64_t offset, uint64_t length, bool before,
+                       struct margin *m)
+{
+    uint64_t host_align = MAX(s->node->file->limits.request_alignment, BLK_SECTOR_SIZE);
+    uint64_t align = MIN(host_align, s->cluster_size);
+    uint64_t part = length & (align - 1);
+
+    *m = (struct margin){ .offset = offset, .length = length, .zero = length && reads_zero(s, entry, offset) };
+    if (m->zero && p->fresh) {
+        m->offset = before ? offset + length - part : offset;
+        m->length = part;
+    }
+}
+
+static coroutine_fn int co_fill_margin(struct qcow2 *s, uint64_t entry, struct margin *m)
+{
+    if (m->length == 0)
+        return 0;
+    m->buffer = blk_buffer_alloc(s->node->file, m->length);
+    if (!m->buffer)
+        return -ENOMEM;
+    struct iovec iov = { m->buffer, m->length };
+    if (!m->zero)
+        return qcow2_co_read_entry(s, entry, m->offset, m->length, &iov, 1);
+    memset(m->buffer, 0, m->length);
+    return 0;
+}
+
+/* iov[0] is free for what comes before, iov[iov_count] for what comes after. */
+static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, struct iovec *iov, int iov_count)
+{
+    uint64_t start = qcow2_cluster_start(s, p->offset), end = p->offset + p->length;
+    struct margin before, after;
+
+    set_margin(s, p, p->first_entry, start, p->offset - start, true, &before);
+    set_margin(s, p, p->last_entry, end, align_up(end, s->cluster_size) - end, false, &after);
+    int ret = co_fill_margin(s, p->first_entry, &before);
+    if (ret == 0)
+        ret = co_fill_margin(s, p->last_entry, &after);
+    if (ret < 0)
+        goto out;
+    if (before.length) {
+        iov[0] = (struct iovec){ before.buffer, before.length };
+    } else {
+        iov++;
+        iov_count--;
+    }
+    if (after.length)
+        iov[iov_count++] = (struct iovec){ after.buffer, after.length };
+    uint64_t host = p->host + (p->offset - before.length - start);
+    ret = blk_co_writev(s->node->file, host, before.length + p->length + after.length, iov, iov_count, 0);
+out:
+    free(before.buffer);
+    free(after.buffer);
+    return ret;
+}
+
+/* ---- linking: lock held ---- */
+
+static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
+{
+    struct qcow2_slice *slice;
+    int ret = qcow2_co_slice_for_write(s, p->offset, &slice);
+    uint32_t index = qcow2_slice_index(s, p->offset);
+
+    if (ret < 0)
+        return ret;
+    for (uint64_t i = 0; i <= p->inflight.last - p->inflight.first; i++, index++) {
+        uint64_t old = qcow2_slice_entry(slice, index);
+        qcow2_slice_set(s, slice, index, (p->host + (i << s->cluster_bits)) | QCOW2_COPIED);
+        if (p->how == FILL)
+            continue;
+        qcow2_free_entry(s, old, false);
+        if (old & QCOW2_COMPRESSED)
+            qcow2_decoded_forget(s, p->inflight.first + i);
+    }
+    return 0;
+}
+
+/* One piece; *done is how much of the request it covered. Lock held. */
+static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
+                                       uint64_t skip, struct iovec *scratch, uint64_t *done)
+{
+    struct piece p;
+    int ret = co_plan(s, offset, length, &p);
+
+    if (ret < 0)
+        return ret;
+    co_mutex_unlock(&s->lock);
+    int count = qcow2_iov_slice(iov, iov_count, skip, p.length, scratch + 1);
+    if (p.how == IN_PLACE)
+        ret = blk_co_writev(s->node->file, p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
+    else
+        ret = co_write_around(s, &p, scratch, count + 1);
+    co_mutex_lock(&s->lock);
+    if (ret == 0 && p.how != IN_PLACE)
+        ret = co_link(s, &p);
+    if (ret < 0 && p.how == ALLOCATE)
+        qcow2_co_unalloc(s, p.host, p.inflight.last - p.inflight.first + 1);
+    qcow2_inflight_end(s, &p.inflight);
+    *done = p.length;
+    return ret;
+}
+
+coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
+                                unsigned flags)
+{
+    struct qcow2 *s = node->state;
+    struct iovec *scratch = malloc((size_t)(iov_count + 2) * sizeof(*scratch));
+    uint64_t done = 0;
+    int ret = scratch ? 0 : -ENOMEM;
+
+    co_mutex_lock(&s->lock);
+    while (ret == 0 && done < length) {
+        uint64_t step = 0;
+        qcow2_co_throttle(s);
+        qcow2_co_reap(s, false);
+        ret = co_write_piece(s, offset + done, length - done, iov, iov_count, done, scratch, &step);
+        done += step;
+    }
+    co_mutex_unlock(&s->lock);
+    free(scratch);
+    if (ret == 0 && (flags & BLK_REQ_FUA))
+        ret = qcow2_co_commit(s);
+    return ret;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Writing many pieces of metadata: copied together under the lock, then written without it, sorted, neighbours in one write, a
+ * few writes at a time. All of a set is issued before anything that depends on it, and nothing says in which order it lands.
+ */
+#include "qcow2.h"
+
+#include <string.h>
+
+/* Writes of one set at a time, and the longest one. */
+#define WORKERS 8u
+#define MAX_WRITE (1u << 20)
+
+int qcow2_writeback_add(struct qcow2_writeback *wb, uint64_t offset, const void *source, uint32_t length)
+{
+    if (wb->count == wb->capacity) {
+        size_t capacity = wb->capacity ? wb->capacity * 2 : 32;
+        struct qcow2_piece *pieces = realloc(wb->pieces, capacity * sizeof(*pieces));
+        if (!pieces)
+            return -ENOMEM;
+        wb->pieces = pieces;
+        wb->capacity = capacity;
+    }
+    wb->pieces[wb->count++] = (struct qcow2_piece){ offset, source, length };
+    wb->bytes += length;
+    return 0;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const struct qcow2_piece *x = a, *y = b;
+
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+int qcow2_writeback_copy(struct qcow2_writeback *wb, struct blk_node *file)
+{
+    uint64_t at = 0;
+
+    if (wb->count == 0)
+        return 0;
+    qsort(wb->pieces, wb->count, sizeof(*wb->pieces), by_offset);
+    wb->buffer = blk_buffer_alloc(file, wb->bytes);
+    if (!wb->buffer)
+        return -ENOMEM;
+    for (size_t i = 0; i < wb->count; i++) {
+        memcpy(wb->buffer + at, wb->pieces[i].source, wb->pieces[i].length);
+        wb->pieces[i].source = wb->buffer + at;
+        at += wb->pieces[i].length;
+    }
+    return 0;
+}
+
+/* Neighbours in the file are neighbours in the buffer. */
+static void merge(struct qcow2_writeback *wb)
+{
+    size_t last = 0;
+
+    for (size_t i = 1; i < wb->count; i++) {
+        struct qcow2_piece *p = &wb->pieces[last];
+        if (p->offset + p->length == wb->pieces[i].offset && p->length + wb->pieces[i].length <= MAX_WRITE)
+            p->length += wb->pieces[i].length;
+        else
+            wb->pieces[++last] = wb->pieces[i];
+    }
+    wb->count = last + 1;
+}
+
+/* All on the loop of the coroutine that waits: plain fields will do. */
+struct crew {
+    struct qcow2_writeback *wb;
+    struct blk_node *file;
+    size_t next;
+    unsigned working;
+    struct co *waiter;
+    int result;
+};
+
+static coroutine_fn void co_worker(void *arg)
+{
+    struct crew *crew = arg;
+
+    while (crew->next < crew->wb->count && crew->result == 0) {
+        const struct qcow2_piece *p = &crew->wb->pieces[crew->next++];
+        int ret = blk_co_write(crew->file, p->offset, p->source, p->length, 0);
+        if (ret < 0 && crew->result == 0)
+            crew->result = ret;
+    }
+    if (--crew->working == 0 && crew->waiter)
+        co_wake(crew->waiter);
+}
+
+coroutine_fn int qcow2_co_writeback_write(struct qcow2_writeback *wb, struct blk_node *file)
+{
+    struct crew crew = { .wb = wb, .file = file };
+
+    if (wb->count == 0)
+        return 0;
+    merge(wb);
+    if (wb->count == 1)
+        return blk_co_write(file, wb->pieces[0].offset, wb->pieces[0].source, wb->pieces[0].length, 0);
+    unsigned workers = (unsigned)MIN((size_t)WORKERS, wb->count);
+    crew.working = workers;
+    for (unsigned i = 0; i < workers; i++)
+        co_start(co_worker, &crew);
+    if (crew.working > 0) {
+        crew.waiter = co_self();
+        co_yield();
+    }
+    return crew.result;
+}
+
+void qcow2_writeback_finish(struct qcow2_writeback *wb)
+{
+    free(wb->pieces);
+    free(wb->buffer);
+    *wb = (struct qcow2_writeback){ 0 };
+}

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Write zeroes and discard: changes of entries, hardly any data.
+ *
+ * As QEMU: write zeroes keeps a cluster that is ours as a zero cluster with its place, unless it may unmap; discard of a
+ * version 3 image leaves zero clusters, never a view of the backing image; version 2 has no zero clusters, so there zeroes over a
+ * backing image have to be written as data, and a discard does nothing.
+ */
+#include "qcow2.h"
+
+#include <string.h>
+
+/* What becomes of an entry. Returns the new one; *release: what the old one referred to is free. */
+static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear how, bool *release)
+{
+    enum qcow2_kind kind = qcow2_kind(entry);
+    uint64_t zero = s->header.version >= 3 ? QCOW2_ZERO : 0;
+
+    *release = false;
+    if (how == QCOW2_CLEAR_DROP) {
+        *release = kind != QCOW2_UNALLOCATED && kind != QCOW2_ZERO_PLAIN;
+        return 0;
+    }
+    switch (kind) {
+    case QCOW2_UNALLOCATED:
+        return how == QCOW2_CLEAR_DISCARD && !s->node->backing ? entry : zero;
+    case QCOW2_ZERO_PLAIN:
+        return entry;
+    case QCOW2_ZERO_ALLOCATED:
+        if (how == QCOW2_CLEAR_ZERO)
+            return entry;
+        break;
+    case QCOW2_NORMAL:
+        if (how == QCOW2_CLEAR_ZERO && zero && (entry & QCOW2_COPIED))
+            return entry | QCOW2_ZERO;
+        break;
+    default:
+        break;
+    }
+    *release = true;
+    return zero;
+}
+
+/* No L2 table: does clearing change anything here? */
+static bool absent_stays(const struct qcow2 *s, enum qcow2_clear how)
+{
+    bool release;
+
+    return cleared(s, 0, how, &release) == 0;
+}
+
+struct clear_range {
+    uint64_t offset, length; /* within one slice */
+    uint32_t first, count;   /* entries */
+};
+
+static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset, uint64_t length)
+{
+    uint64_t slice_bytes = UINT64_C(1) << s->slice_shift;
+    struct clear_range r = { .offset = offset, .length = MIN(length, slice_bytes - (offset & (slice_bytes - 1))) };
+
+    r.first = qcow2_slice_index(s, offset);
+    r.count = (uint32_t)(r.length >> s->cluster_bits);
+    return r;
+}
+
+static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
+{
+    bool release;
+
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint64_t entry = qcow2_slice_entry(slice, r->first + i);
+        if (cleared(s, entry, how, &release) != entry)
+            return true;
+    }
+    return false;
+}
+
+/* Entries that do not make sense, or whose cluster is metadata, are not followed. */
+static coroutine_fn int co_check_range(struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r)
+{
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint64_t entry = qcow2_slice_entry(slice, r->first + i);
+        enum qcow2_kind kind = qcow2_kind(entry);
+        int ret = qcow2_co_check_entry(s, slice, r->first + i, entry);
+        if (ret == 0 && (kind == QCOW2_NORMAL || kind == QCOW2_ZERO_ALLOCATED))
+            ret = qcow2_co_check_overlap(s, entry & QCOW2_OFFSET_MASK, s->cluster_size, 0);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
+{
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint64_t old = qcow2_slice_entry(slice, r->first + i);
+        bool release;
+        uint64_t new = cleared(s, old, how, &release);
+        if (new == old)
+            continue;
+        qcow2_slice_set(s, slice, r->first + i, new);
+        if (release)
+            qcow2_free_entry(s, old, true);
+        if (old & QCOW2_COMPRESSED)
+            qcow2_decoded_forget(s, (r->offset >> s->cluster_bits) + i);
+    }
+}
+
+/* One slice's part of the range. Lock held; *step is how far it got. */
+static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how, uint64_t *step)
+{
+    struct clear_range r = range_in_slice(s, offset, length);
+    struct qcow2_inflight inflight;
+    struct qcow2_slice *slice;
+
+    *step = r.length;
+    do {
+        if (atomic_load(&s->corrupt))
+            return -EIO;
+        int ret = qcow2_co_slice(s, offset, &slice);
+        if (ret < 0)
+            return ret;
+        if (!slice && absent_stays(s, how)) {
+            *step = MIN(length, (((offset >> s->l1_shift) + 1) << s->l1_shift) - offset);
+            return 0;
+        }
+        if (slice && !changes_anything(s, slice, &r, how))
+            return 0;
+        ret = qcow2_co_begin_changes(s);
+        if (ret == 0)
+            ret = qcow2_co_slice_for_write(s, offset, &slice);
+        if (ret == 0 && slice->suspect)
+            ret = co_check_range(s, slice, &r);
+        if (ret < 0)
+            return ret;
+        inflight = (struct qcow2_inflight){
+            .first = offset >> s->cluster_bits, .last = (offset >> s->cluster_bits) + r.count - 1, .exclusive = true
+        };
+    } while (!qcow2_co_inflight_begin(s, &inflight));
+    r.count = (uint32_t)(inflight.last - inflight.first + 1);
+    *step = (uint64_t)r.count << s->cluster_bits;
+    change_range(s, slice, &r, how);
+    qcow2_inflight_end(s, &inflight);
+    return 0;
+}
+
+coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how)
+{
+    int ret = 0;
+
+    co_mutex_lock(&s->lock);
+    while (ret == 0 && length > 0) {
+        uint64_t step = 0;
+        qcow2_co_throttle(s);
+        qcow2_co_reap(s, false);
+        ret = co_clear_slice(s, offset, length, how, &step);
+        offset += step;
+        length -= step;
+    }
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+/* ---- parts of clusters ---- */
+
+/* Does this part of one cluster read as zeroes by what this image says? */
+static coroutine_fn int co_reads_zero(struct qcow2 *s, uint64_t offset, bool *zero)
+{
+    struct blk_node *backing = s->node->backing;
+    struct qcow2_slice *slice;
+
+    co_mutex_lock(&s->lock);
+    int ret = qcow2_co_slice(s, offset, &slice);
+    uint64_t entry = ret == 0 && slice ? qcow2_slice_entry(slice, qcow2_slice_index(s, offset)) : 0;
+    enum qcow2_kind kind = qcow2_kind(entry);
+    *zero = kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED ||
+            (kind == QCOW2_UNALLOCATED && (!backing || offset >= blk_node_size(backing)));
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t length)
+{
+    bool zero = false;
+    int ret = length ? co_reads_zero(s, offset, &zero) : 0;
+
+    if (ret < 0 || length == 0 || zero)
+        return ret;
+    uint8_t *buffer = blk_buffer_alloc(s->node->file, length);
+    if (!buffer)
+        return -ENOMEM;
+    memset(buffer, 0, length);
+    struct iovec iov = { buffer, length };
+    ret = qcow2_co_write(s->node, offset, length, &iov, 1, 0);
+    free(buffer);
+    return ret;
+}
+
+/* The end of the disk counts as the end of a cluster: nobody sees what follows. */
+static uint64_t end_of_whole(const struct qcow2 *s, uint64_t end)
+{
+    return end == blk_node_size(s->node) ? align_up(end, s->cluster_size) : align_down(end, s->cluster_size);
+}
+
+coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    struct qcow2 *s = node->state;
+    uint64_t end = offset + length;
+    uint64_t first = align_up(offset, s->cluster_size), last = end_of_whole(s, end);
+    enum qcow2_clear how = flags & BLK_REQ_MAY_UNMAP ? QCOW2_CLEAR_ZERO_UNMAP : QCOW2_CLEAR_ZERO;
+    int ret;
+
+    if (s->header.version < 3 && node->backing)
+        return -ENOTSUP;
+    if (first > last || (first == last && end <= first)) {
+        ret = co_zero_part(s, offset, length);
+    } else {
+        ret = co_zero_part(s, offset, first - offset);
+        if (ret == 0 && last > first)
+            ret = qcow2_co_clear(s, first, last - first, how);
+        if (ret == 0 && end > last)
+            ret = co_zero_part(s, last, end - last);
+    }
+    if (ret == 0 && (flags & BLK_REQ_FUA))
+        ret = qcow2_co_commit(s);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64_t length)
+{
+    struct qcow2 *s = node->state;
+    uint64_t first = align_up(offset, s->cluster_size), last = end_of_whole(s, offset + length);
+
+    if (s->header.version < 3 && node->backing)
+        return -ENOTSUP;
+    return last > first ? qcow2_co_clear(s, first, last - first, QCOW2_CLEAR_DISCARD) : 0;
+}

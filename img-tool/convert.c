@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * convert: copies the content of one or more images into a new one, maybe of another format.
+ *
+ * This file reads the command line, opens the sources, makes and opens the target; convert_copy.c copies. The result
+ * always reads as the source does: with -B, only what the source's chain has in common with that backing file is left out.
+ */
+#include "command.h"
+#include "convert.h"
+#include "create_opts.h"
+#include "progress.h"
+#include "size_arg.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { DEFAULT_WORKERS = 8, MAX_SPARSE = 16 << 20 };
+
+struct convert_args {
+    struct image_source source, target;
+    const char *source_cache, *target_cache;
+    const char *out_format, *out_filename;
+    const char *backing, *backing_format, *snapshot;
+    char **in_filenames;
+    int in_count;
+    bool compress, copy_offload, bitmaps, progress, quiet, skip_create, sparse_given, target_is_zero;
+    struct create_opts create;
+};
+
+static const struct blk_node *below_filters(const struct blk_node *node)
+{
+    while (node && (node->driver->flags & BLK_DRIVER_FILTER))
+        node = node->file;
+    return node;
+}
+
+static struct blk_node *backing_of(struct blk_node *node)
+{
+    const struct blk_node *format = below_filters(node);
+    return format ? format->backing : NULL;
+}
+
+/* ---- sources ---- */
+
+static coroutine_fn int co_open_sources(const struct convert_args *args, struct convert *c)
+{
+    c->sources = xcalloc((size_t)args->in_count, sizeof(*c->sources));
+    for (int i = 0; i < args->in_count; i++) {
+        struct convert_source *source = &c->sources[i];
+        source->filename = args->in_filenames[i];
+        source->front = image_co_open(source->filename, &args->source);
+        if (!source->front)
+            return -1;
+        c->source_count++;
+        source->start = c->total;
+        source->size = blk_front_size(source->front);
+        c->total += source->size;
+    }
+    return 0;
+}
+
+/* ---- target ---- */
+
+static int report_failure(struct error *error, const char *prefix, const char *format)
+{
+    if (prefix)
+        error_prepend(&error, "%s: error while converting %s: ", prefix, format);
+    error_report_free(error);
+    return -1;
+}
+
+/* What -B and -o say about the backing file. */
+static int check_backing_args(const struct convert_args *args)
+{
+    const char *backing = create_opts_get(&args->create, "backing_file");
+    if (!backing)
+        return 0;
+    if (args->in_count > 1) {
+        error_report("Having a backing file for the target makes no sense when concatenating multiple input images");
+        return -1;
+    }
+    if (!create_opts_get(&args->create, "backing_fmt")) {
+        error_report("Use of backing file requires explicit backing format");
+        return -1;
+    }
+    return 0;
+}
+
+static coroutine_fn int co_create_target(struct convert_args *args, const struct convert *c)
+{
+    struct error *error = NULL;
+    int ret = create_opts_resolve(&args->create, args->out_format, args->out_filename, &error);
+    if (ret == 0) {
+        AUTO_FREE char *size = xasprintf("%" PRIu64, c->total);
+        opts_set(args->create.opts, "size", size);
+        ret = create_opts_backing(&args->create, args->backing, args->backing_format, &error);
+    }
+    if (ret < 0)
+        return report_failure(error, NULL, NULL);
+    if (check_backing_args(args) < 0)
+        return -1;
+    if (args->compress) {
+        /* A format that is made of clusters may have compressed ones; that is all there is to go by until some does. */
+        if (opts_find(args->create.table, "compression_type"))
+            error_report("Writing compressed clusters is not supported yet");
+        else
+            error_report("Compression not supported for this file format");
+        return -1;
+    }
+    ret = blk_co_create(args->out_format, args->out_filename, args->create.opts, c->total, &error);
+    return ret < 0 ? report_failure(error, args->out_filename, args->out_format) : 0;
+}
+
+/* Whether what is not written reads as zeroes: true of what we made, but for bare sectors of a block device. */
+static bool reads_zero_when_new(const struct convert_args *args, struct blk_front *target)
+{
+    struct stat st;
+    struct blk_node *protocol = blk_node_protocol(blk_front_node(target));
+    if (args->skip_create)
+        return args->target_is_zero;
+    if (!protocol || stat(protocol->filename, &st) < 0 || !S_ISBLK(st.st_mode))
+        return true;
+    return opts_find(args->create.table, "cluster_size") && !create_opts_get(&args->create, "preallocation");
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat st_a, st_b;
+    if (!strcmp(a, b))
+        return true;
+    return stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
+}
+
+/* The node of the source's chain that the target's backing file stands for: the very same file where it is in the chain,
+ * else the source's backing file, which then has the same content, so the user says. */
+static struct blk_node *find_base(const struct convert *c, const char *backing)
+{
+    struct blk_node *first = backing_of(blk_front_node(c->sources[0].front));
+    for (struct blk_node *node = first; node; node = backing_of(node)) {
+        if (same_file(node->filename, backing))
+            return node;
+    }
+    return first;
+}
+
+static coroutine_fn int co_open_target(struct convert_args *args, struct convert *c)
+{
+    c->target = image_co_open(args->out_filename, &args->target);
+    if (!c->target)
+        return -1;
+    if (args->skip_create && blk_front_size(c->target) < c->total) {
+        error_report("output file is smaller than input file");
+        return -1;
+    }
+    struct blk_node *backing = backing_of(blk_front_node(c->target));
+    c->has_backing = backing != NULL;
+    if (c->has_backing && args->target_is_zero) {
+        error_report("Cannot use --target-is-zero when the destination image has a backing file");
+        return -1;
+    }
+    c->target_zero = reads_zero_when_new(args, c->target);
+    if (backing) {
+        c->base_size = blk_node_size(backing);
+        c->base = args->skip_create && !args->backing ? NULL : find_base(c, backing->filename);
+    }
+    return 0;
+}
+
+/* ---- command line ---- */
+
+static bool sparse_arg(const char *text, uint64_t *out)
+{
+    if (!img_size_arg("buffer size for sparse output", text, 0, INT64_MAX, out))
+        return false;
+    if (*out % BLK_SECTOR_SIZE || *out > MAX_SPARSE) {
+        error_report("Invalid buffer size for sparse output specified. Valid sizes are multiples of %u up to %u. Select 0 to "
+                     "disable sparse detection (fully allocates output).", BLK_SECTOR_SIZE, (unsigned)MAX_SPARSE);
+        return false;
+    }
+    return true;
+}
+
+static bool workers_arg(const char *text, unsigned *out)
+{
+    uint64_t value;
+    if (!img_number_arg(text, CONVERT_MAX_WORKERS, &value) || value < 1) {
+        error_report("Invalid number of coroutines. Allowed number of coroutines is between 1 and %d", CONVERT_MAX_WORKERS);
+        return false;
+    }
+    *out = (unsigned)value;
+    return true;
+}
+
+enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS, OPTION_TARGET_IMAGE_OPTS, OPTION_SALVAGE, OPTION_TARGET_IS_ZERO, OPTION_BITMAPS };
+
+/* Options that take a value which may be bad. false after reporting. */
+static bool parse_value(int option, struct convert_args *args, struct convert *c)
+{
+    switch (option) {
+    case 'S':
+        args->sparse_given = true;
+        return sparse_arg(optarg, &c->sparse);
+    case 'm': return workers_arg(optarg, &c->workers);
+    case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate);
+    case 'o': return create_opts_add(&args->create, optarg);
+    case OPTION_OBJECT: return image_object_arg(optarg);
+    default: return false;
+    }
+}
+
+/* -1 to go on, else the exit status. */
+static int parse(int argc, char **argv, struct convert_args *args, struct convert *c)
+{
+    static const struct option options[] = {
+        { "help", no_argument, NULL, 'h' },
+        { "source-image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        { "target-image-opts", no_argument, NULL, OPTION_TARGET_IMAGE_OPTS },
+        { "object", required_argument, NULL, OPTION_OBJECT },
+        { "force-share", no_argument, NULL, 'U' },
+        { "salvage", no_argument, NULL, OPTION_SALVAGE },
+        { "target-is-zero", no_argument, NULL, OPTION_TARGET_IS_ZERO },
+        { "bitmaps", no_argument, NULL, OPTION_BITMAPS },
+        { NULL, 0, NULL, 0 },
+    };
+    int option;
+    while ((option = img_getopt(argc, argv, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", options)) != -1) {
+        switch (option) {
+        case 'f': args->source.format = optarg; break;
+        case 'O': args->out_format = optarg; break;
+        case 'B': args->backing = optarg; break;
+        case 'F': args->backing_format = optarg; break;
+        case 'C': args->copy_offload = true; break;
+        case 'c': args->compress = true; break;
+        case 'l': args->snapshot = optarg; break;
+        case 'p': args->progress = true; break;
+        case 'q': args->quiet = true; break;
+        case 't': args->target_cache = optarg; break;
+        case 'T': args->source_cache = optarg; break;
+        case 'n': args->skip_create = true; break;
+        case 'W': c->out_of_order = true; break;
+        case 'U': args->source.force_share = true; break;
+        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case OPTION_TARGET_IMAGE_OPTS: args->target.image_opts = true; break;
+        case OPTION_SALVAGE: c->salvage = true; break;
+        case OPTION_TARGET_IS_ZERO: args->target_is_zero = true; break;
+        case OPTION_BITMAPS: args->bitmaps = true; break;
+        case IMG_OPT_HELP: return img_command_help("convert");
+        case IMG_OPT_BAD: return 1;
+        default:
+            if (!parse_value(option, args, c))
+                return 1;
+        }
+    }
+    args->in_filenames = argv + optind;
+    args->in_count = argc - optind - 1;
+    args->out_filename = args->in_count >= 0 ? argv[argc - 1] : NULL;
+    return -1;
+}
+
+static int refuse(const char *text)
+{
+    error_report("%s", text);
+    return 1;
+}
+
+/* What does not go together. -1 to go on, else the exit status. */
+static int check_args(struct convert_args *args, const struct convert *c)
+{
+    if (!args->out_format && !args->target.image_opts)
+        args->out_format = "raw";
+    args->target.format = args->out_format;
+    if (args->create.text && args->skip_create)
+        return refuse("-o has no effect when skipping image creation");
+    if (create_opts_want_help(&args->create))
+        return create_opts_help(args->out_format ? args->out_format : "raw", args->out_filename);
+    if (!image_source_valid(&args->source) || !image_source_valid(&args->target))
+        return 1;
+    if (args->target.image_opts && !args->skip_create)
+        return refuse("--target-image-opts requires use of -n flag");
+    if (args->copy_offload && args->compress)
+        return refuse("Cannot enable copy offloading when -c is used");
+    if (args->copy_offload && args->sparse_given)
+        return refuse("Cannot enable copy offloading when -S is used");
+    if (args->copy_offload && c->salvage)
+        return refuse("Cannot use copy offloading in salvaging mode");
+    if (args->target_is_zero && !args->skip_create)
+        return refuse("--target-is-zero requires use of -n flag");
+    if (args->in_count < 1)
+        return refuse("Must specify image file name");
+    if (args->compress && args->skip_create)
+        return refuse("Writing compressed clusters is not supported yet");
+    if (args->bitmaps)
+        return refuse("Copying bitmaps is not supported yet");
+    if (args->snapshot)
+        return refuse("Reading internal snapshots is not supported yet");
+    return -1;
+}
+
+static int cache_args(struct convert_args *args)
+{
+    if (!image_cache_mode(&args->source, args->source_cache)) {
+        error_report("Invalid source cache option: %s", args->source_cache);
+        return 1;
+    }
+    if (!image_cache_mode(&args->target, args->target_cache)) {
+        error_report("Invalid cache option: %s", args->target_cache);
+        return 1;
+    }
+    return -1;
+}
+
+/* ---- running ---- */
+
+static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
+{
+    if (co_open_sources(args, c) < 0)
+        return 1;
+    if (!args->skip_create && co_create_target(args, c) < 0)
+        return 1;
+    if (co_open_target(args, c) < 0)
+        return 1;
+    progress_start(args->progress && !args->quiet, 1.0);
+    int ret = convert_co_copy(c);
+    if (ret == 0)
+        progress_update(1, 1);
+    progress_end();
+    return ret < 0 ? 1 : 0;
+}
+
+static coroutine_fn int co_run_convert(int argc, char **argv)
+{
+    struct convert_args args = { .source = { .no_share = true },
+                                 .target = { .flags = BLK_O_RDWR | BLK_O_UNMAP },
+                                 .source_cache = "writeback",
+                                 .target_cache = "unsafe" };
+    struct convert c = { .sparse = 4096, .workers = DEFAULT_WORKERS };
+    int status = parse(argc, argv, &args, &c);
+    if (status < 0)
+        status = check_args(&args, &c);
+    if (status < 0)
+        status = cache_args(&args);
+    if (status < 0)
+        status = co_convert(&args, &c);
+    if (image_co_close(c.target) < 0)
+        status = 1;
+    for (size_t i = 0; i < c.source_count; i++)
+        image_co_close(c.sources[i].front);
+    free(c.sources);
+    create_opts_finish(&args.create);
+    return status;
+}
+
+static struct img_command convert = {
+    .name = "convert",
+    .usage = "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f FMT] "
+             "[-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] [-S SIZE] [-r RATE] "
+             "[-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
+    .help = "Copies images, one after the other, into a new one. -n writes into one that is there. Runs of zeroes of -S bytes (4k) are\n"
+            "left out; -S 0 writes them. -m reads and writes in parallel (8), -W in any order. -B leaves out what that file has.\n"
+            "-r limits the speed in bytes a second; --salvage goes on where the source cannot be read.",
+    .co_run = co_run_convert,
+};
+IMG_COMMAND(convert)

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Opening the images that a sub-command works on. A front end is the only holder of its node: closing it closes the
+ * image, and an error in that is reported, because it may mean that data was lost.
+ */
+#include "image.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+bool image_cache_mode(struct image_source *source, const char *mode)
+{
+    bool write_cache = true;
+    if (blk_cache_mode_parse(mode, &source->flags, &write_cache) < 0)
+        return false;
+    source->no_write_cache = !write_cache;
+    return true;
+}
+
+static void add_option(const char *key, const char *value, void *arg)
+{
+    opts_set(arg, key, value);
+}
+
+static coroutine_fn struct blk_node *co_open_node(const char *name, const struct image_source *source, const struct opts *options,
+                                                  struct error **errp)
+{
+    struct blk_node *node = NULL;
+    struct opts *opts = opts_new();
+    if (options)
+        opts_each(options, add_option, opts);
+    if (source->format)
+        opts_set(opts, "driver", source->format);
+    if (source->force_share)
+        opts_set_bool(opts, "force-share", true);
+    if (!source->image_opts || opts_parse(opts, name, "file", true, errp) == 0)
+        node = blk_co_open(source->image_opts ? NULL : name, opts, source->flags, errp);
+    opts_free(opts);
+    return node;
+}
+
+coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source, const struct opts *options,
+                                                 struct error **errp)
+{
+    struct blk_node *node = co_open_node(name, source, options, errp);
+    if (!node)
+        return NULL;
+    unsigned perm = BLK_PERM_CONSISTENT_READ;
+    unsigned shared = source->no_share ? BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED : BLK_PERM_ALL;
+    if (source->flags & BLK_O_NO_IO)
+        perm = 0;
+    if (source->flags & BLK_O_RDWR)
+        perm |= BLK_PERM_WRITE;
+    if (source->flags & BLK_O_RESIZE)
+        perm |= BLK_PERM_RESIZE;
+    if (source->force_share)
+        shared = BLK_PERM_ALL;
+    struct blk_front *front = blk_front_new("", node, perm, shared, errp);
+    blk_co_node_unref(node); /* the front end has its own reference */
+    if (front && source->no_write_cache)
+        blk_front_set_write_cache(front, false);
+    return front;
+}
+
+coroutine_fn struct blk_front *image_co_open(const char *name, const struct image_source *source)
+{
+    struct error *error = NULL;
+    struct blk_front *front = image_co_try_open(name, source, NULL, &error);
+    if (!front) {
+        error_prepend(&error, "Could not open '%s': ", name);
+        error_report_free(error);
+    }
+    return front;
+}
+
+coroutine_fn int image_co_close(struct blk_front *front)
+{
+    if (!front)
+        return 0;
+    char *name = xstrdup(blk_front_node(front)->filename);
+    int ret = blk_co_front_free(front);
+    if (ret < 0)
+        error_report("Could not write '%s': %s", name, strerror(-ret));
+    free(name);
+    return ret;
+}
+
+bool image_source_valid(const struct image_source *source)
+{
+    if (source->image_opts && source->format) {
+        error_report("--image-opts and --format are mutually exclusive");
+        return false;
+    }
+    return true;
+}
+
+bool image_object_arg(const char *text)
+{
+    int length = (int)strcspn(text, ",");
+    if (!strncmp(text, "secret,", 7) || !strncmp(text, "qom-type=secret,", 16))
+        error_report("Objects of type 'secret' are not supported yet");
+    else
+        error_report("Parameter 'qom-type' does not accept value '%.*s'", length, text);
+    return false;
+}
+
+bool image_output_arg(const char *text, bool *json)
+{
+    *json = !strcmp(text, "json");
+    if (*json || !strcmp(text, "human"))
+        return true;
+    error_report("--output must be used with human or json as argument.");
+    return false;
+}

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * info: describes an image, or each image of a backing chain.
+ *
+ * Only the image itself is opened, for its metadata; a backing image is opened by name where the chain is asked for, each
+ * after the one above is closed. A name that comes twice ends the walk: the chain is a loop.
+ */
+#include "command.h"
+#include "image.h"
+#include "json_out.h"
+
+#include <base/size.h>
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct info_args {
+    struct image_source source;
+    bool json, chain;
+    const char *filename;
+};
+
+/* One image, as far as it was read. */
+struct info_image {
+    const struct blk_driver *driver;
+    char *filename;
+    struct blk_info info;
+};
+
+/* ---- JSON: keys in the order in which QEMU has them ---- */
+
+static void add_string(json_t *object, const char *key, const char *value)
+{
+    if (!value)
+        return;
+    json_t *string = json_string(value);
+    json_object_set_new(object, key, string ? string : json_string("?")); /* a file name may be any bytes */
+}
+
+static json_t *to_json(const struct info_image *image)
+{
+    const struct blk_info *info = &image->info;
+    json_t *object = json_object();
+    add_string(object, "backing-filename-format", info->backing_format);
+    if (info->snapshots && json_array_size(info->snapshots))
+        json_object_set(object, "snapshots", info->snapshots);
+    json_object_set_new(object, "virtual-size", json_integer((json_int_t)info->virtual_size));
+    add_string(object, "filename", image->filename);
+    if (info->cluster_size)
+        json_object_set_new(object, "cluster-size", json_integer((json_int_t)info->cluster_size));
+    add_string(object, "format", image->driver->name);
+    if (info->allocated_size >= 0)
+        json_object_set_new(object, "actual-size", json_integer((json_int_t)info->allocated_size));
+    if (info->format_specific)
+        json_object_set(object, "format-specific", info->format_specific);
+    add_string(object, "full-backing-filename", info->backing_file ? info->full_backing_file : NULL);
+    if (info->encrypted)
+        json_object_set_new(object, "encrypted", json_true());
+    add_string(object, "backing-filename", info->backing_file);
+    if (image->driver->flags & BLK_DRIVER_FORMAT)
+        json_object_set_new(object, "dirty-flag", json_boolean(info->dirty));
+    return object;
+}
+
+/* ---- for people ---- */
+
+static int64_t member(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+static void print_snapshots(const json_t *snapshots)
+{
+    size_t index;
+    const json_t *snapshot;
+    if (!snapshots || !json_array_size(snapshots))
+        return;
+    printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
+    json_array_foreach(snapshots, index, snapshot) {
+        char size[32], date[64], clock[64], icount[24] = "";
+        time_t seconds = (time_t)member(snapshot, "date-sec");
+        struct tm tm;
+        localtime_r(&seconds, &tm);
+        strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
+        int64_t up = member(snapshot, "vm-clock-sec");
+        snprintf(clock, sizeof(clock), "%02" PRId64 ":%02d:%02d.%03d", up / 3600, (int)(up / 60 % 60), (int)(up % 60),
+                 (int)(member(snapshot, "vm-clock-nsec") / 1000000));
+        if (json_object_get(snapshot, "icount"))
+            snprintf(icount, sizeof(icount), "%" PRId64, member(snapshot, "icount"));
+        printf("%-9s %-16s %8s%20s%13s%11s\n", json_string_value(json_object_get(snapshot, "id")),
+               json_string_value(json_object_get(snapshot, "name")),
+               size_format((uint64_t)member(snapshot, "vm-state-size"), size, sizeof(size)), date, clock, icount);
+    }
+}
+
+static void print_backing(const struct blk_info *info)
+{
+    if (!info->backing_file)
+        return;
+    printf("backing file: %s", info->backing_file);
+    if (!info->full_backing_file)
+        printf(" (cannot determine actual path)");
+    else if (strcmp(info->backing_file, info->full_backing_file) != 0)
+        printf(" (actual path: %s)", info->full_backing_file);
+    printf("\n");
+    if (info->backing_format)
+        printf("backing file format: %s\n", info->backing_format);
+}
+
+static void print_human(const struct info_image *image)
+{
+    const struct blk_info *info = &image->info;
+    char buf[32];
+    printf("image: %s\nfile format: %s\nvirtual size: %s (%" PRIu64 " bytes)\n", image->filename, image->driver->name,
+           size_format(info->virtual_size, buf, sizeof(buf)), info->virtual_size);
+    if (info->allocated_size >= 0)
+        printf("disk size: %s\n", size_format((uint64_t)info->allocated_size, buf, sizeof(buf)));
+    else
+        printf("disk size: unavailable\n");
+    if (info->encrypted)
+        printf("encrypted: yes\n");
+    if (info->cluster_size)
+        printf("cluster_size: %" PRIu64 "\n", info->cluster_size);
+    if (info->dirty)
+        printf("cleanly shut down: no\n");
+    print_backing(info);
+    print_snapshots(info->snapshots);
+    const json_t *data = json_object_get(info->format_specific, "data");
+    if (data && json_object_size(data)) {
+        printf("Format specific information:\n");
+        json_print_human(data, 4, stdout);
+    }
+}
+
+/* ---- walking the chain ---- */
+
+static void image_finish(struct info_image *image)
+{
+    free(image->filename);
+    blk_info_finish(&image->info);
+}
+
+static coroutine_fn int co_read_image(const char *filename, const struct image_source *source, struct info_image *image)
+{
+    struct blk_front *front = image_co_open(filename, source);
+    if (!front)
+        return -1;
+    struct error *error = NULL;
+    struct blk_node *node = blk_front_node(front);
+    int ret = blk_co_info(node, &image->info, &error);
+    image->driver = node->driver;
+    image->filename = xstrdup(node->filename);
+    if (ret < 0) {
+        error_report("Could not get information about '%s': %s", filename, error ? error_text(error) : strerror(-ret));
+        image_finish(image);
+    }
+    error_free(error);
+    return image_co_close(front) < 0 ? -1 : ret;
+}
+
+static bool seen_before(const json_t *seen, const char *filename)
+{
+    return json_object_get(seen, filename) != NULL;
+}
+
+/* Fills `list` with the images' JSON, or prints each. */
+static coroutine_fn int co_walk(const struct info_args *args, json_t *list)
+{
+    struct image_source source = args->source;
+    char *filename = xstrdup(args->filename), *format = NULL;
+    json_t *seen = json_object();
+    int ret = 0;
+    for (bool first = true; filename && ret == 0; first = false) {
+        struct info_image image = { 0 };
+        if (seen_before(seen, filename)) {
+            error_report("Backing file '%s' creates an infinite loop.", filename);
+            ret = -1;
+            break;
+        }
+        json_object_set_new_nocheck(seen, filename, json_true());
+        ret = co_read_image(filename, &source, &image);
+        free(filename);
+        free(format);
+        filename = format = NULL;
+        if (ret < 0)
+            break;
+        json_array_append_new(list, to_json(&image));
+        if (!args->json) {
+            fputs(first ? "" : "\n", stdout);
+            print_human(&image);
+        }
+        if (args->chain && image.info.backing_file) {
+            filename = image.info.full_backing_file ? xstrdup(image.info.full_backing_file) : NULL;
+            format = image.info.backing_format ? xstrdup(image.info.backing_format) : NULL;
+        }
+        source.image_opts = false;
+        source.format = format;
+        image_finish(&image);
+    }
+    free(filename);
+    free(format);
+    json_decref(seen);
+    return ret;
+}
+
+/* -1 to go on, else the exit status. */
+static int parse(int argc, char **argv, struct info_args *args)
+{
+    enum { OPTION_OUTPUT = 256, OPTION_CHAIN, OPTION_OBJECT, OPTION_IMAGE_OPTS };
+    static const struct option options[] = {
+        { "help", no_argument, NULL, 'h' },
+        { "format", required_argument, NULL, 'f' },
+        { "output", required_argument, NULL, OPTION_OUTPUT },
+        { "backing-chain", no_argument, NULL, OPTION_CHAIN },
+        { "object", required_argument, NULL, OPTION_OBJECT },
+        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        { "force-share", no_argument, NULL, 'U' },
+        { NULL, 0, NULL, 0 },
+    };
+    const char *output = NULL;
+    int option;
+    while ((option = img_getopt(argc, argv, ":hf:U", options)) != -1) {
+        switch (option) {
+        case 'f': args->source.format = optarg; break;
+        case 'U': args->source.force_share = true; break;
+        case OPTION_OUTPUT: output = optarg; break;
+        case OPTION_CHAIN: args->chain = true; break;
+        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case OPTION_OBJECT:
+            if (!image_object_arg(optarg))
+                return 1;
+            break;
+        case IMG_OPT_HELP: return img_command_help("info");
+        default: return 1;
+        }
+    }
+    if (optind != argc - 1)
+        return img_usage_error("Expecting one image file name");
+    args->filename = argv[optind];
+    if (output && !image_output_arg(output, &args->json))
+        return 1;
+    return image_source_valid(&args->source) ? -1 : 1;
+}
+
+static coroutine_fn int co_run_info(int argc, char **argv)
+{
+    struct info_args args = { .source = { .flags = BLK_O_NO_BACKING | BLK_O_NO_IO } };
+    int status = parse(argc, argv, &args);
+    if (status >= 0)
+        return status;
+    json_t *list = json_array();
+    status = co_walk(&args, list) < 0 ? 1 : 0;
+    if (status == 0 && args.json)
+        json_print(args.chain ? list : json_array_get(list, 0), stdout);
+    json_decref(list);
+    return status;
+}
+
+static struct img_command info = {
+    .name = "info",
+    .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--output=FORMAT] [--backing-chain] [-U] FILE",
+    .help = "Describes an image: format, sizes, backing file, what is particular to the format. --backing-chain goes on with its\n"
+            "backing file, and that one's, to the end.",
+    .co_run = co_run_info,
+};
+IMG_COMMAND(info)

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * open, close, reopen: the image that the other commands work on. Closing waits for aio_ requests first. reopen closes the
+ * image and opens it anew with what it was opened with before, changed as asked; where that fails, as it was.
+ */
+#include "io.h"
+
+#include <base/coroutine.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- words ---- */
+
+bool io_cache_arg(struct image_source *source, const char *text)
+{
+    if (image_cache_mode(source, text))
+        return true;
+    error_report("Invalid cache option: %s", text);
+    return false;
+}
+
+bool io_discard_arg(struct image_source *source, const char *text)
+{
+    if (!strcmp(text, "unmap") || !strcmp(text, "on")) {
+        source->flags |= BLK_O_UNMAP;
+    } else if (!strcmp(text, "ignore") || !strcmp(text, "off")) {
+        source->flags &= ~(unsigned)BLK_O_UNMAP;
+    } else {
+        error_report("Invalid discard option: %s", text);
+        return false;
+    }
+    return true;
+}
+
+bool io_aio_arg(struct image_source *source, const char *text)
+{
+    if (!strcmp(text, "threads")) {
+        source->flags |= BLK_O_AIO_THREADS;
+    } else if (strcmp(text, "native") != 0 && strcmp(text, "io_uring") != 0) {
+        error_report("Invalid aio option: %s", text);
+        return false;
+    }
+    return true;
+}
+
+/* ---- opening ---- */
+
+static coroutine_fn int co_open(struct io_session *session, struct error **errp)
+{
+    session->front = image_co_try_open(session->name, &session->source, session->options, errp);
+    return session->front ? 0 : -EINVAL;
+}
+
+static void forget(struct io_session *session)
+{
+    free(session->name);
+    opts_free(session->options);
+    session->name = NULL;
+    session->options = NULL;
+}
+
+coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options, const struct image_source *source)
+{
+    struct error *error = NULL;
+    if (session->front) {
+        error_report("file open already, try 'help close'");
+        opts_free(options);
+        return -EINVAL;
+    }
+    session->name = name ? xstrdup(name) : NULL;
+    session->options = options;
+    session->source = *source;
+    if (co_open(session, &error) == 0)
+        return 0;
+    error_prepend(&error, "can't open%s%s: ", name ? " device " : "", name ? name : "");
+    error_report_free(error);
+    forget(session);
+    return -EINVAL;
+}
+
+static coroutine_fn int co_close_image(struct io_session *session)
+{
+    while (session->aio_in_flight) {
+        session->aio_waiting = co_self();
+        co_yield();
+    }
+    int ret = image_co_close(session->front);
+    session->front = NULL;
+    return ret;
+}
+
+coroutine_fn int io_co_close(struct io_session *session)
+{
+    int ret = co_close_image(session);
+    forget(session);
+    return ret;
+}
+
+static bool parse_options(struct opts *options, const char *text)
+{
+    struct error *error = NULL;
+    if (opts_parse(options, text, NULL, true, &error) == 0)
+        return true;
+    error_report_free(error);
+    return false;
+}
+
+/* Options of `open`. 0 to go on. */
+static int parse_open(int argc, char **argv, struct image_source *source, struct opts *options)
+{
+    int option;
+    while ((option = getopt(argc, argv, "snCro:ki:t:d:U")) != -1) {
+        bool good = true;
+        switch (option) {
+        case 'n': good = io_cache_arg(source, "none"); break;
+        case 'r': source->flags &= ~(unsigned)BLK_O_RDWR; break;
+        case 'k': break; /* native AIO: what we do anyway */
+        case 'i': good = io_aio_arg(source, optarg); break;
+        case 't': good = io_cache_arg(source, optarg); break;
+        case 'd': good = io_discard_arg(source, optarg); break;
+        case 'U': source->force_share = true; break;
+        case 'o': good = parse_options(options, optarg); break;
+        case 's':
+            error_report("Temporary snapshots are not supported yet");
+            return -ENOTSUP;
+        case 'C':
+            error_report("Copy on read is not supported yet");
+            return -ENOTSUP;
+        default: return io_usage("open");
+        }
+        if (!good)
+            return -EINVAL;
+    }
+    return 0;
+}
+
+static coroutine_fn int co_run_open(struct io_session *session, int argc, char **argv)
+{
+    struct image_source source = { .flags = BLK_O_RDWR | BLK_O_RESIZE };
+    struct opts *options = opts_new();
+    int ret = parse_open(argc, argv, &source, options);
+    if (ret == 0 && (argc - optind > 1 || (optind == argc && !opts_count(options))) && !session->front)
+        ret = io_usage("open");
+    if (ret < 0) {
+        opts_free(options);
+        return ret;
+    }
+    return io_co_open(session, argv[optind], options, &source);
+}
+
+static coroutine_fn int co_run_close(struct io_session *session, int argc, char **argv)
+{
+    return io_co_close(session);
+}
+
+/* ---- reopen ---- */
+
+static int parse_reopen(int argc, char **argv, struct image_source *source, struct opts *options)
+{
+    bool access_given = false;
+    int option;
+    while ((option = getopt(argc, argv, "c:o:rw")) != -1) {
+        bool good = true;
+        switch (option) {
+        case 'c': good = io_cache_arg(source, optarg); break;
+        case 'o': good = parse_options(options, optarg); break;
+        case 'r':
+        case 'w':
+            if (access_given) {
+                error_report("Only one -r/-w option may be given");
+                return -EINVAL;
+            }
+            access_given = true;
+            source->flags = (source->flags & ~(unsigned)BLK_O_RDWR) | (option == 'w' ? BLK_O_RDWR : 0u);
+            break;
+        default: return io_usage("reopen");
+        }
+        if (!good)
+            return -EINVAL;
+    }
+    return optind == argc ? 0 : io_usage("reopen");
+}
+
+static void merge_option(const char *key, const char *value, void *arg)
+{
+    opts_set(arg, key, value);
+}
+
+static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char **argv)
+{
+    struct image_source old_source = session->source, source = session->source;
+    struct opts *given = opts_new(), *old_options = session->options, *options = opts_clone(old_options);
+    struct error *error = NULL, *again = NULL;
+    int ret = parse_reopen(argc, argv, &source, given);
+    opts_each(given, merge_option, options);
+    opts_free(given);
+    if (ret == 0)
+        ret = co_close_image(session);
+    if (ret < 0) {
+        opts_free(options);
+        return ret;
+    }
+    session->source = source;
+    session->options = options;
+    if (co_open(session, &error) == 0) {
+        opts_free(old_options);
+        return 0;
+    }
+    error_report_free(error);
+    session->source = old_source;
+    session->options = old_options;
+    opts_free(options);
+    if (co_open(session, &again) < 0) {
+        error_report_free(again);
+        forget(session);
+    }
+    return -EINVAL;
+}
+
+static struct io_command open_command = {
+    .name = "open", .alias = "o", .flags = IO_NO_FILE, .min_args = 1, .max_args = -1,
+    .args = "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
+    .summary = "open the file specified by path",
+    .help = " -r  read-only              -n  cache mode none        -t  another cache mode\n"
+            " -U  although others write  -d  discard: unmap, ignore -i  AIO: threads, native, io_uring\n"
+            " -o  key=value,...: options of the block node; may say all, without a path\n",
+    .co_run = co_run_open,
+};
+IO_COMMAND(open_command)
+
+static struct io_command close_command = {
+    .name = "close", .alias = "c", .summary = "close the current open file", .co_run = co_run_close,
+};
+IO_COMMAND(close_command)
+
+static struct io_command reopen_command = {
+    .name = "reopen", .max_args = -1, .args = "[(-r|-w)] [-c cache] [-o options]", .summary = "reopens an image with new options",
+    .help = " -r  read-only   -w  for writing   -c  another cache mode   -o  options, as for open\n",
+    .co_run = co_run_reopen,
+};
+IO_COMMAND(reopen_command)

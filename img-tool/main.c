@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * img-tool: the image tool. Finds the sub-command by name and runs it in a coroutine on the main loop.
+ *
+ * The name that the program was called by decides what it is: `qemu-io` is the sub-command io, anything else (img-tool,
+ * qemu-img) takes a sub-command. Through a link named qemu-… it is a drop-in: same words, no hints.
+ */
+#include "command.h"
+
+#include <base/coroutine.h>
+#include <base/error.h>
+#include <base/loop.h>
+#include <block/node.h>
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct img_command *commands; /* by name */
+
+void img_command_register(struct img_command *command)
+{
+    const struct img_command **at = &commands;
+    while (*at && strcmp((*at)->name, command->name) < 0)
+        at = (const struct img_command **)&(*at)->next;
+    command->next = *at;
+    *at = command;
+}
+
+static const struct img_command *find_command(const char *name)
+{
+    for (const struct img_command *command = commands; command; command = command->next) {
+        if (!strcmp(command->name, name))
+            return command;
+    }
+    return NULL;
+}
+
+/* ---- words that all commands share ---- */
+
+static int usage_hint(void)
+{
+    fprintf(stderr, "Try '%s --help' for more information\n", error_program());
+    return 1;
+}
+
+int img_usage_error(const char *fmt, ...)
+{
+    va_list args;
+    char *text = NULL;
+    va_start(args, fmt);
+    int length = vasprintf(&text, fmt, args);
+    va_end(args);
+    error_report("%s", length < 0 ? "out of memory" : text);
+    if (length >= 0)
+        free(text);
+    return usage_hint();
+}
+
+int img_getopt(int argc, char **argv, const char *short_options, const struct option *long_options)
+{
+    opterr = 0;
+    int option = getopt_long(argc, argv, short_options, long_options, NULL);
+    if (option == 'h')
+        return IMG_OPT_HELP;
+    if (option == ':') {
+        img_usage_error("missing argument for option '%s'", argv[optind - 1]);
+        return IMG_OPT_BAD;
+    }
+    if (option == '?') {
+        img_usage_error("unrecognized option '%s'", argv[optind - 1]);
+        return IMG_OPT_BAD;
+    }
+    return option;
+}
+
+/* ---- help ---- */
+
+static void print_version(void)
+{
+    printf("%s version " VMM_VERSION " (vmm)\n", error_program());
+}
+
+static void print_driver(const struct blk_driver *driver, void *arg)
+{
+    printf(" %s", driver->name);
+}
+
+static void print_help(void)
+{
+    print_version();
+    printf("usage: %s [-h | --help] [-V | --version] COMMAND [OPTION]... [OPERAND]...\n"
+           "Makes, describes, converts and checks disk images.\n\nCommands:\n", error_program());
+    for (const struct img_command *command = commands; command; command = command->next) {
+        if (command->usage)
+            printf("  %s %s\n", command->name, command->usage);
+    }
+    printf("\n'%s COMMAND --help' tells more about one. What options mean everywhere:\n"
+           "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) where not given\n"
+           "  -t CACHE         cache mode: writeback, none, writethrough, directsync, unsafe; -T for what is only read\n"
+           "  -U               read although another program has the image open for writing\n"
+           "  --image-opts     operands are key=value,... options of a block node instead of file names\n"
+           "  -o OPTIONS       options of the new image, key=value,...; '-o help' lists them\n"
+           "  -p, -q           show progress; print nothing but errors\n"
+           "Sizes are bytes, or have a suffix k, M, G, T, P or E (powers of 1024).\n\nSupported formats:", error_program());
+    blk_driver_each(print_driver, NULL);
+    printf("\n");
+}
+
+int img_command_help(const char *name)
+{
+    const struct img_command *command = find_command(name);
+    if (!command || !command->usage) {
+        print_help();
+        return 0;
+    }
+    bool io = !strcmp(error_program(), "qemu-io");
+    printf("usage: %s%s%s %s\n", error_program(), io ? "" : " ", io ? "" : name, command->usage);
+    if (command->help)
+        printf("%s\n", command->help);
+    return 0;
+}
+
+/* ---- running ---- */
+
+struct run {
+    const struct img_command *command;
+    int argc;
+    char **argv;
+};
+
+static coroutine_fn int co_run_command(void *arg)
+{
+    struct run *run = arg;
+    return run->command->co_run(run->argc, run->argv);
+}
+
+static int run_command(const struct img_command *command, int argc, char **argv)
+{
+    struct error *error = NULL;
+    struct loop *loop = loop_new(&error);
+    if (!loop) {
+        error_report_free(error);
+        return 1;
+    }
+    struct run run = { .command = command, .argc = argc, .argv = argv };
+    optind = 0; /* have getopt start afresh, for the sub-command's own argv */
+    int status = co_run(loop, co_run_command, &run);
+    loop_free(loop);
+    if (fflush(stdout) != 0) {
+        error_report("Could not write standard output: %m");
+        return status ? status : 1;
+    }
+    return status;
+}
+
+/* Options before the command. Returns the command's index in argv, or 0 with *status set. */
+static int parse_global(int argc, char **argv, int *status)
+{
+    static const struct option options[] = { { "help", no_argument, NULL, 'h' },
+                                             { "version", no_argument, NULL, 'V' },
+                                             { "trace", required_argument, NULL, 'T' },
+                                             { NULL, 0, NULL, 0 } };
+    *status = 0;
+    for (;;) {
+        switch (img_getopt(argc, argv, "+:hVT:", options)) {
+        case -1:
+            return optind;
+        case IMG_OPT_HELP:
+            print_help();
+            return 0;
+        case 'V':
+            print_version();
+            return 0;
+        case 'T': /* trace points are USDT probes here: nothing to switch on */
+            break;
+        default:
+            *status = 1;
+            return 0;
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 1)
+        return 1;
+    error_set_program(argv[0]);
+    if (!strcmp(error_program(), "qemu-io"))
+        return run_command(find_command("io"), argc, argv);
+    int status;
+    int at = parse_global(argc, argv, &status);
+    if (!at)
+        return status;
+    if (at >= argc)
+        return img_usage_error("Not enough arguments");
+    const struct img_command *command = find_command(argv[at]);
+    if (!command)
+        return img_usage_error("Command not found: %s", argv[at]);
+    return run_command(command, argc - at, argv + at);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* resize: gives an image another size. Shrinking loses data, so it takes --shrink, and growing is the only way that preallocates. */
+#include "command.h"
+#include "image.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct resize_args {
+    struct image_source source;
+    bool quiet, shrink;
+    const char *prealloc;
+    const char *filename;
+    int direction; /* -1, +1: relative; 0: absolute */
+    uint64_t size;
+};
+
+/* The size with its sign, always the last argument. */
+static int parse_size(struct resize_args *args, const char *text)
+{
+    static const struct opt_desc table[] = { { "size", OPT_SIZE, NULL, "Virtual disk size", NULL, 0 },
+                                             { NULL, OPT_STRING, NULL, NULL, NULL, 0 } };
+    if (*text == '+' || *text == '-')
+        args->direction = *text++ == '+' ? 1 : -1;
+    struct error *error = NULL;
+    struct opts *opts = opts_new();
+    opts_set(opts, "size", text);
+    int ret = opts_size(opts, table, "size", &args->size, &error);
+    opts_free(opts);
+    error_report_free(error);
+    return ret < 0 ? 1 : -1;
+}
+
+/* -1 to go on, else the exit status. The size is taken off first, or "-1M" would be options. */
+static int parse(int argc, char **argv, struct resize_args *args)
+{
+    enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS, OPTION_PREALLOC, OPTION_SHRINK };
+    static const struct option options[] = {
+        { "help", no_argument, NULL, 'h' },
+        { "object", required_argument, NULL, OPTION_OBJECT },
+        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        { "preallocation", required_argument, NULL, OPTION_PREALLOC },
+        { "shrink", no_argument, NULL, OPTION_SHRINK },
+        { NULL, 0, NULL, 0 },
+    };
+    bool help = argc == 2 && (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help"));
+    if (argc < 3 && !help)
+        return img_usage_error("Not enough arguments");
+    const char *size = help ? NULL : argv[--argc];
+    int option;
+    while ((option = img_getopt(argc, argv, ":f:hq", options)) != -1) {
+        switch (option) {
+        case 'f': args->source.format = optarg; break;
+        case 'q': args->quiet = true; break;
+        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case OPTION_SHRINK: args->shrink = true; break;
+        case OPTION_OBJECT:
+            if (!image_object_arg(optarg))
+                return 1;
+            break;
+        case OPTION_PREALLOC:
+            if (strcmp(optarg, "off") && strcmp(optarg, "metadata") && strcmp(optarg, "falloc") && strcmp(optarg, "full")) {
+                error_report("Invalid preallocation mode '%s'", optarg);
+                return 1;
+            }
+            args->prealloc = optarg;
+            break;
+        case IMG_OPT_HELP: return img_command_help("resize");
+        default: return 1;
+        }
+    }
+    if (optind != argc - 1)
+        return img_usage_error("Expecting image file name and size");
+    args->filename = argv[optind];
+    int status = parse_size(args, size);
+    return status < 0 && !image_source_valid(&args->source) ? 1 : status;
+}
+
+/* The new size from the old one; false after reporting. */
+static bool target_size(const struct resize_args *args, uint64_t current, uint64_t *out)
+{
+    uint64_t size = args->size;
+    if (args->direction < 0)
+        size = size < current ? current - size : 0;
+    else if (args->direction > 0)
+        size += current; /* both below 2^63 */
+    if (!size || size > INT64_MAX) {
+        error_report("New image size must be positive");
+        return false;
+    }
+    if (size <= current && strcmp(args->prealloc, "off") != 0) {
+        error_report("Preallocation can only be used for growing images");
+        return false;
+    }
+    if (size < current && !args->shrink) {
+        error_report("Use the --shrink option to perform a shrink operation.");
+        warn_report("Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an "
+                    "operation, make sure there is no important data there.");
+        return false;
+    }
+    *out = size;
+    return true;
+}
+
+static coroutine_fn int co_resize(struct blk_front *front, const struct resize_args *args)
+{
+    struct error *error = NULL;
+    uint64_t size;
+    if (!target_size(args, blk_front_size(front), &size))
+        return 1;
+    /* exact: where the file cannot be made as small as asked, say so. */
+    if (blk_front_co_truncate(front, size, true, args->prealloc, &error) < 0) {
+        error_report_free(error);
+        return 1;
+    }
+    if (!args->quiet)
+        printf("Image resized.\n");
+    return 0;
+}
+
+static coroutine_fn int co_run_resize(int argc, char **argv)
+{
+    struct resize_args args = { .source = { .flags = BLK_O_RDWR | BLK_O_RESIZE }, .prealloc = "off" };
+    int status = parse(argc, argv, &args);
+    if (status >= 0)
+        return status;
+    struct blk_front *front = image_co_open(args.filename, &args.source);
+    if (!front)
+        return 1;
+    status = co_resize(front, &args);
+    return image_co_close(front) < 0 ? 1 : status;
+}
+
+static struct img_command resize = {
+    .name = "resize",
+    .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--preallocation=MODE] [-q] [--shrink] FILE [+ | -]SIZE",
+    .help = "Makes the disk of an image larger or, with --shrink, smaller. Change partitions and file systems inside first\n"
+            "(shrinking) or afterwards (growing).",
+    .co_run = co_run_resize,
+};
+IMG_COMMAND(resize)

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# What the command-line tests share, on top of test.sh: `io`, that is qemu-io, against ours, and lists of command lines.
+# shellcheck source=tests/lib/test.sh
+. "$(dirname "${BASH_SOURCE[0]}")/test.sh"
+
+requires qemu-img qemu-io
+# shellcheck disable=SC2034 # run_both uses it
+RUN_BOTH_FILTER="s/^Try '(qemu-img|img-tool) --help'/Try 'PROGRAM --help'/"
+
+# Times and speeds, and what they are made of in -C reports.
+readonly io_filter='s#[0-9:.]+ sec \(.*/sec and .* ops/sec\)#TIME#
+s#[0-9]+:[0-9:.]+ \(.*/sec and .* ops/sec\)#TIME#
+s#^([0-9]+,[0-9]+),[0-9:.]+,[0-9.]+,[0-9.]+$#\1,TIME#'
+
+# io_both ARG...: qemu-io ARG... in ./qemu and our link of that name in ./ours; both streams and the status must be the
+# same. What qemu-io prints on standard input mode goes through $io_input, a file (default: nothing).
+io_both()
+{
+    local side program status text qemu_status=''
+    local -A out err
+    for side in qemu ours; do
+        mkdir -p "$TEST_TMP/$side"
+        [[ $side == qemu ]] && program=qemu-io || program=$(drop_in qemu-io)
+        status=0
+        (cd "$TEST_TMP/$side" && timeout 60 "$program" "$@" <"${io_input:-/dev/null}" >"$TEST_TMP/$side.stdout" 2>"$TEST_TMP/$side.stderr") || status=$?
+        out[$side]=$(sed -E "$io_filter" "$TEST_TMP/$side.stdout")
+        err[$side]=$(<"$TEST_TMP/$side.stderr")
+        [[ $side == ours ]] || qemu_status=$status
+    done
+    io_out=${out[ours]}
+    check_same "${out[qemu]}" "${out[ours]}" "output of 'qemu-io $*'"
+    check_same "${err[qemu]}" "${err[ours]}" "error output of 'qemu-io $*'"
+    check_same "$qemu_status" "$status" "exit status of 'qemu-io $*'"
+}
+
+# each_line COMMAND <<END: runs COMMAND with the words of each line, which are shell words.
+each_line()
+{
+    local line
+    local -a words
+    while IFS= read -r line; do
+        [[ -n $line && $line != '#'* ]] || continue
+        eval "words=($line)"
+        "$@" "${words[@]}"
+    done
+}

@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# What the performance tests that count (system calls, instructions, allocations) share. Each counts something of a run of
+# `img-tool bench` with N requests and of one with 2 N: the difference is what N requests cost, without the program's start. Source
+# lib/test.sh first.
+
+# make_images FOLDER: $raw and $qcow2 there, 64 MiB of the same random data each, everything allocated.
+make_images()
+{
+    raw=$1/perf-$$.raw
+    qcow2=$1/perf-$$.qcow2
+    trap 'rm -f "$raw" "$qcow2"' EXIT
+    dd if=/dev/urandom of="$raw" bs=1M count=64 status=none
+    "$IMG_TOOL" convert -f raw -O qcow2 "$raw" "$qcow2"
+}
+
+# A folder on tmpfs with O_DIRECT: there a request completes while it is submitted, so counts do not depend on timing.
+tmpfs_folder()
+{
+    [[ $(stat -f -c %T /dev/shm 2>/dev/null) == tmpfs ]] || skip "needs a tmpfs in /dev/shm"
+    requires_o_direct /dev/shm
+    echo /dev/shm
+}
+
+image_of()
+{
+    [[ $1 == raw ]] && echo "$raw" || echo "$qcow2"
+}
+
+# bench FORMAT OP COUNT [OPTION...]: 4 KiB requests to random places with cache=none; OP is read or write.
+bench()
+{
+    local format=$1 op=$2 count=$3 write=()
+    shift 3
+    [[ $op == read ]] || write=(-w --pattern=165)
+    "$IMG_TOOL" bench -f "$format" -t none -s 4096 -c "$count" --random=1 "${write[@]}" "$@" "$(image_of "$format")"
+}
+
+# json_number KEY: from a flat JSON object on standard input.
+json_number()
+{
+    sed -n "s/^ *\"$1\": *\([0-9]*\).*/\1/p"
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* For unit tests that open images: folders to put them into, opening by one line of options, errors word for word. */
+#pragma once
+
+#include "unit.h"
+
+#include <base/compiler.h>
+#include <base/coroutine.h>
+#include <block/front.h>
+#include <block/image.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define KIB 1024u
+#define MIB (1024u * 1024u)
+
+/* A folder on the disk and one in memory; made by image_tests_begin(). */
+static char disk_folder[] = "/tmp/vmm-unit-XXXXXX", memory_folder[] = "/dev/shm/vmm-unit-XXXXXX";
+
+static inline int image_tests_begin(void)
+{
+    setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */
+    return mkdtemp(disk_folder) && mkdtemp(memory_folder) ? 0 : -1;
+}
+
+static inline int image_tests_end(int failed)
+{
+    rmdir(disk_folder);
+    rmdir(memory_folder);
+    return failed;
+}
+
+static inline char *path_in(const char *folder, const char *name)
+{
+    return xasprintf("%s/%s", folder, name);
+}
+
+static inline void make_file(const char *path, uint64_t size)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, (off_t)size), 0);
+    close(fd);
+}
+
+static inline void assert_error(struct error **error, const char *text)
+{
+    assert_non_null(*error);
+    assert_string_equal(error_text(*error), text);
+    error_free(*error);
+    *error = NULL;
+}
+
+/* Opens by "driver=…,filename=…". */
+static inline coroutine_fn struct blk_node *co_open_line(const char *line, unsigned flags, struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    assert_int_equal(opts_parse(opts, line, NULL, false, NULL), 0);
+    struct blk_node *node = blk_co_open(NULL, opts, flags, errp);
+    opts_free(opts);
+    return node;
+}
+
+static inline coroutine_fn void co_assert_refused(const char *line, unsigned flags, const char *text)
+{
+    struct error *error = NULL;
+
+    assert_null(co_open_line(line, flags, &error));
+    assert_error(&error, text);
+}
+
+static inline void run_co(void **state, int (*fn)(void *arg), void *arg)
+{
+    assert_int_equal(co_run(test_loop(state), fn, arg), 0);
+}

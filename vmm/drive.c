@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * -drive and -blockdev. A drive is an open node and, once a device is attached, a front end on it. Drives are closed in the
+ * reverse order of their opening, so that a node is closed before those that it refers to by name.
+ * Invariant: every node and front end that was opened here is closed here, with its data flushed, however the start failed.
+ */
+#include "drive.h"
+
+#include "cmdline.h"
+
+#include <base/compiler.h>
+#include <block/front.h>
+#include <block/image.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct drive {
+    char *id; /* of -drive; NULL for -blockdev */
+    const char *text; /* the option, for messages */
+    struct blk_node *node;
+    struct blk_front *front;
+    bool write_cache, virtio;
+    char *serial, *werror, *rerror;
+    struct list link;
+};
+
+static struct list drives = { &drives, &drives };
+
+static const char *const interfaces[] = { "none", "virtio", NULL };
+static const char *const media[] = { "disk", "cdrom", NULL };
+static const char *const aio_words[] = { "io_uring", "native", "threads", NULL };
+
+static const struct opt_desc drive_options[] = {
+    { .name = "file", .type = OPT_STRING, .help = "image" },
+    { .name = "if", .type = OPT_ENUM, .values = interfaces, .def = "virtio", .help = "none: for -device; virtio: makes a virtio-blk-pci" },
+    { .name = "id", .type = OPT_STRING, .help = "name, for -device drive=" },
+    { .name = "format", .type = OPT_STRING, .help = "format of the image" },
+    { .name = "cache", .type = OPT_STRING, .def = "writeback", .help = "none, writeback, writethrough, directsync, unsafe" },
+    { .name = "cache.writeback", .type = OPT_BOOL, .help = "the device shows a write cache" },
+    { .name = "aio", .type = OPT_ENUM, .values = aio_words, .def = "io_uring", .help = "how the host does I/O" },
+    { .name = "media", .type = OPT_ENUM, .values = media, .def = "disk", .help = "disk" },
+    { .name = "index", .type = OPT_NUMBER, .help = "accepted; drives are numbered in their order" },
+    { .name = "readonly", .type = OPT_BOOL, .help = "as read-only" },
+    { .name = "snapshot", .type = OPT_BOOL, .def = "off", .help = "off" },
+    { .name = "copy-on-read", .type = OPT_BOOL, .def = "off", .help = "off" },
+    { .name = "serial", .type = OPT_STRING, .help = "serial number" },
+    { .name = "werror", .type = OPT_STRING, .help = "on a write error: report, ignore, stop, enospc" },
+    { .name = "rerror", .type = OPT_STRING, .help = "on a read error: report, ignore, stop" },
+    { 0 },
+};
+
+static struct drive *find_drive(const char *id)
+{
+    struct drive *drive;
+    list_for_each(drive, &drives, link)
+        if (drive->id && strcmp(drive->id, id) == 0)
+            return drive;
+    return NULL;
+}
+
+static struct drive *new_drive(const char *text)
+{
+    struct drive *drive = xcalloc(1, sizeof(*drive));
+    drive->text = text;
+    drive->write_cache = true;
+    list_append(&drives, &drive->link);
+    return drive;
+}
+
+/* ---- -drive ---- */
+
+/* What -drive says in its own words: taken out of opts, the rest is the node's. */
+static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, struct error **errp)
+{
+    int interface = 0, medium = 0, aio = 0;
+    bool snapshot, copy_on_read;
+    uint64_t index;
+    const char *cache = NULL;
+    if (opts_enum(opts, drive_options, "if", &interface, errp) < 0 || opts_enum(opts, drive_options, "media", &medium, errp) < 0 ||
+        opts_enum(opts, drive_options, "aio", &aio, errp) < 0 || opts_bool(opts, drive_options, "snapshot", &snapshot, errp) < 0 ||
+        opts_bool(opts, drive_options, "copy-on-read", &copy_on_read, errp) < 0 ||
+        opts_number(opts, drive_options, "index", &index, errp) < 0 || opts_string(opts, drive_options, "cache", &cache, errp) < 0)
+        return -EINVAL;
+    if (medium != 0)
+        return error_set(errp, -ENOTSUP, "media=cdrom is not supported yet");
+    if (snapshot)
+        return error_set(errp, -ENOTSUP, "snapshot=on is not supported yet");
+    if (copy_on_read)
+        return error_set(errp, -ENOTSUP, "copy-on-read=on is not supported yet");
+    if (blk_cache_mode_parse(cache, flags, &drive->write_cache) < 0)
+        return error_set(errp, -EINVAL, "invalid cache option");
+    int given = opts_bool(opts, drive_options, "cache.writeback", &drive->write_cache, errp);
+    if (given < 0)
+        return given;
+    *flags |= aio == 2 ? BLK_O_AIO_THREADS : 0;
+    drive->virtio = interface == 1;
+    return 0;
+}
+
+/* Renames and removes, so that what is left are options of a node. */
+static void leave_node_options(struct opts *opts)
+{
+    static const char *const own[] = { "if", "id", "media", "aio", "snapshot", "copy-on-read", "index", "cache", "cache.writeback",
+                                       "serial", "werror", "rerror", "file", "readonly", "format" };
+    char *format = opts_take(opts, "format");
+    char *read_only = opts_take(opts, "readonly");
+    if (format)
+        opts_set(opts, "driver", format);
+    if (read_only)
+        opts_set(opts, "read-only", read_only);
+    for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+        opts_del(opts, own[i]);
+    free(format);
+    free(read_only);
+}
+
+static char *make_id(void)
+{
+    for (unsigned i = 0;; i++) {
+        char *id = xasprintf("virtio%u", i);
+        if (!find_drive(id))
+            return id;
+        free(id);
+    }
+}
+
+static coroutine_fn int co_open_drive(const struct config_item *item, struct error **errp)
+{
+    struct opts *opts = opts_clone(item->opts);
+    struct drive *drive = new_drive(item->text);
+    char *file = opts_take(opts, "file"), *id = opts_take(opts, "id");
+    unsigned flags = BLK_O_RDWR;
+    int err = take_words(drive, opts, &flags, errp);
+    if (!err && id && (find_drive(id) || blk_node_find(id)))
+        err = error_set(errp, -EEXIST, "Duplicate ID '%s' for drive", id);
+    if (!err && !file && !opts_has_prefix(opts, "file") && !opts_has(opts, "driver"))
+        err = error_set(errp, -EINVAL, "a drive without a medium is of no use here: file= is missing");
+    if (!err) {
+        drive->id = id ? xstrdup(id) : make_id();
+        drive->serial = opts_take(opts, "serial");
+        drive->werror = opts_take(opts, "werror");
+        drive->rerror = opts_take(opts, "rerror");
+        leave_node_options(opts);
+        drive->node = blk_co_open(file, opts, flags, errp);
+        err = drive->node ? 0 : -EIO;
+    }
+    free(file);
+    free(id);
+    opts_free(opts);
+    return err;
+}
+
+/* ---- -blockdev ---- */
+
+static coroutine_fn int co_open_blockdev(const struct config_item *item, struct error **errp)
+{
+    if (!opts_has(item->opts, "node-name"))
+        return error_set(errp, -EINVAL, "'node-name' must be specified for the root node");
+    if (!opts_has(item->opts, "driver"))
+        return error_set(errp, -EINVAL, "Parameter 'driver' is missing");
+    struct drive *drive = new_drive(item->text);
+    drive->node = blk_co_open(NULL, item->opts, BLK_O_RDWR, errp);
+    return drive->node ? 0 : -EIO;
+}
+
+coroutine_fn int drives_co_open(struct machine *machine, struct error **errp)
+{
+    const struct config *config = machine->config;
+    for (unsigned i = 0; i < config->blockdevs.count + config->drives.count; i++) {
+        bool blockdev = i < config->blockdevs.count;
+        const struct config_item *item = blockdev ? &config->blockdevs.items[i] : &config->drives.items[i - config->blockdevs.count];
+        int err = blockdev ? co_open_blockdev(item, errp) : co_open_drive(item, errp);
+        if (err) {
+            error_prepend(errp, "%s %s: ", item->option, item->text);
+            return err;
+        }
+    }
+    return 0;
+}
+
+/* ---- devices ---- */
+
+coroutine_fn int drives_co_create_devices(struct machine *machine, struct error **errp)
+{
+    struct drive *drive;
+    list_for_each(drive, &drives, link) {
+        if (!drive->virtio)
+            continue;
+        struct opts *opts = opts_new();
+        opts_set(opts, "driver", "virtio-blk-pci");
+        opts_set(opts, "drive", drive->id);
+        int err = device_co_create(machine, opts, errp);
+        opts_free(opts);
+        if (err) {
+            error_prepend(errp, "-drive %s: ", drive->text);
+            return err;
+        }
+    }
+    return 0;
+}
+
+static struct drive *find_by_node(const char *name)
+{
+    struct blk_node *node = blk_node_find(name);
+    struct drive *drive;
+    if (!node)
+        return NULL;
+    list_for_each(drive, &drives, link)
+        if (drive->node == node)
+            return drive;
+    /* A child of one that was given by name: it gets an entry of its own. */
+    drive = new_drive(name);
+    drive->node = blk_node_ref(node);
+    return drive;
+}
+
+coroutine_fn int drive_co_attach(const char *name, struct drive_attachment *attachment, struct error **errp)
+{
+    struct drive *drive = find_drive(name);
+    if (!drive)
+        drive = find_by_node(name);
+    if (!drive)
+        return error_set(errp, -ENODEV, "Property 'virtio-blk-device.drive' can't find value '%s'", name);
+    if (drive->front)
+        return error_set(errp, -EBUSY, "Drive '%s' is already in use by another block device", name);
+    bool read_only = !blk_node_writable(drive->node);
+    unsigned perm = BLK_PERM_CONSISTENT_READ | (read_only ? 0u : BLK_PERM_WRITE);
+    unsigned shared = BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED | BLK_PERM_RESIZE;
+    drive->front = blk_front_new(name, drive->node, perm, shared, errp);
+    if (!drive->front)
+        return -EPERM;
+    *attachment = (struct drive_attachment){ drive->front, drive->write_cache, drive->serial, read_only };
+    return 0;
+}
+
+static int parse_on_error(const char *word, bool is_read, enum blk_on_error *out, struct error **errp)
+{
+    static const char *const words[] = { "report", "ignore", "stop", "enospc" };
+    static const enum blk_on_error values[] = { BLK_ON_ERROR_REPORT, BLK_ON_ERROR_IGNORE, BLK_ON_ERROR_STOP, BLK_ON_ERROR_ENOSPC };
+    for (unsigned i = 0; word && i < (is_read ? 3u : 4u); i++) {
+        if (strcmp(word, words[i]) == 0) {
+            *out = values[i];
+            return 0;
+        }
+    }
+    return word ? error_set(errp, -EINVAL, "'%s' invalid %s error action", word, is_read ? "read" : "write") : 0;
+}
+
+int drive_set_on_error(struct blk_front *front, struct opts *opts, const struct opt_desc *table, struct error **errp)
+{
+    enum blk_on_error on_read = BLK_ON_ERROR_REPORT, on_write = BLK_ON_ERROR_ENOSPC;
+    const char *werror = NULL, *rerror = NULL;
+    struct drive *drive;
+    list_for_each(drive, &drives, link) {
+        if (drive->front == front) {
+            werror = drive->werror;
+            rerror = drive->rerror;
+        }
+    }
+    if (opts_string(opts, table, "werror", &werror, errp) < 0 || opts_string(opts, table, "rerror", &rerror, errp) < 0)
+        return -EINVAL;
+    int err = parse_on_error(werror, false, &on_write, errp);
+    if (!err)
+        err = parse_on_error(rerror, true, &on_read, errp);
+    if (!err)
+        blk_front_set_on_error(front, on_read, on_write);
+    return err;
+}
+
+/* ---- the end ---- */
+
+static coroutine_fn int co_close_one(struct drive *drive)
+{
+    int err = blk_co_front_free(drive->front);
+    int close_err = blk_co_node_unref(drive->node);
+    if (!err)
+        err = close_err;
+    if (err)
+        error_report("data of the drive '%s' may be lost: %s", drive->id ? drive->id : drive->text, strerror(-err));
+    list_remove(&drive->link);
+    free(drive->id);
+    free(drive->serial);
+    free(drive->werror);
+    free(drive->rerror);
+    free(drive);
+    return err;
+}
+
+coroutine_fn int drives_co_close(void)
+{
+    int result = 0;
+    while (!list_empty(&drives)) {
+        int err = co_close_one(list_last(&drives, struct drive, link));
+        result = result ? result : err;
+    }
+    return result;
+}
