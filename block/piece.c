@@ -54,9 +54,8 @@ static void limit_length(struct blk_target *t, uint64_t max)
 }
 
 /* Up to the next block where the start is unaligned; else whole blocks; else the unaligned rest. */
-static void limit_to_alignment(struct blk_target *t)
+static void limit_to_alignment(struct blk_target *t, uint64_t alignment)
 {
-    uint64_t alignment = t->node->limits.request_alignment;
     uint64_t head = t->offset & (alignment - 1);
 
     if (head)
@@ -68,13 +67,15 @@ static void limit_to_alignment(struct blk_target *t)
 void piece_limit_write(struct blk_target *t)
 {
     limit_length(t, t->node->limits.max_transfer);
-    limit_to_alignment(t);
+    limit_to_alignment(t, t->node->limits.request_alignment);
 }
 
 void piece_limit_zeroes(struct blk_target *t)
 {
-    limit_length(t, t->node->limits.max_zeroes);
-    limit_to_alignment(t);
+    const struct blk_limits *limits = &t->node->limits;
+
+    limit_length(t, limits->max_zeroes);
+    limit_to_alignment(t, MAX((uint64_t)limits->request_alignment, limits->zeroes_alignment));
 }
 
 bool piece_limit_discard(struct blk_target *t, uint64_t *length)

@@ -54,6 +54,8 @@ static void part_put(struct part *part)
 
 /* ---- completion ---- */
 
+static void submit_slow(struct blk_request *request);
+
 /* Accounting comes before whatever lets a drain go on: the front end may be gone after that. */
 static void account(struct blk_request *request, int result)
 {
@@ -72,6 +74,12 @@ static void single_done(struct blk_io *io, int result)
 {
     struct blk_request *request = container_of(io, struct blk_request, io);
 
+    /* The host cannot zero or discard: the slow way writes zeroes, or does nothing. */
+    if (unlikely(result == -ENOTSUP) && (request->op == BLK_OP_WRITE_ZEROES || request->op == BLK_OP_DISCARD)) {
+        epoch_exit(request->loop, request->epoch);
+        submit_slow(request);
+        return;
+    }
     account(request, result);
     epoch_exit(request->loop, request->epoch);
     request->done(request, result);

@@ -3,16 +3,18 @@
  * The drivers `file` (regular files) and `host_device` (block and character devices): options, opening, closing.
  *
  * A node is one open file description for its whole life. The cache mode is in how it is opened: O_DIRECT for
- * cache.direct, O_DSYNC for writethrough and directsync. The file is opened without waiting (a FIFO would), its kind is
- * checked on the descriptor, and only then is it used.
+ * cache.direct, O_DSYNC for writethrough and directsync. The file is opened without waiting (a FIFO would), its kind
+ * is checked on the descriptor, and only then is it used.
  */
 #include "file.h"
 
 #include <base/compiler.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,9 +26,15 @@ static const char *const locking_words[] = { "auto", "on", "off", NULL };
 
 static const struct opt_desc open_options[] = {
     { .name = "filename", .type = OPT_STRING, .help = "File name of the image" },
-    { .name = "aio", .type = OPT_ENUM, .def = "io_uring", .values = aio_words,
+    { .name = "aio",
+      .type = OPT_ENUM,
+      .def = "io_uring",
+      .values = aio_words,
       .help = "host AIO implementation (threads, native, io_uring); native is done by io_uring too" },
-    { .name = "locking", .type = OPT_ENUM, .def = "auto", .values = locking_words,
+    { .name = "locking",
+      .type = OPT_ENUM,
+      .def = "auto",
+      .values = locking_words,
       .help = "file locking mode (on/off/auto, default: auto)" },
     { 0 },
 };
@@ -52,10 +60,7 @@ static int host_device_parse_filename(const char *filename, struct opts *opts, s
 }
 
 /* Whatever no other driver knows better is a file name, also one that does not exist yet. */
-static int file_probe_path(const char *path)
-{
-    return 10;
-}
+static int file_probe_path(const char *path) { return 10; }
 
 static int host_device_probe_path(const char *path)
 {
@@ -104,13 +109,26 @@ static int open_failed(const char *filename, int flags, int err, struct error **
     return error_set_errno(errp, err, "Could not open '%s'", filename);
 }
 
+/* A read-only device can be opened for writing; only the writes fail. */
+static bool is_read_only_device(int fd)
+{
+    int read_only = 0;
+
+    return ioctl(fd, BLKROGET, &read_only) == 0 && read_only;
+}
+
 static int open_image(struct blk_node *node, const char *filename, struct error **errp)
 {
     struct file_state *s = node->state;
     int flags = O_CLOEXEC | O_NONBLOCK | (s->direct ? O_DIRECT : 0) | (s->dsync ? O_DSYNC : 0);
     int access = blk_node_writable(node) ? O_RDWR : O_RDONLY;
     int fd = open_retry(filename, flags | access);
+    bool read_only_device = fd >= 0 && access == O_RDWR && is_read_only_device(fd);
 
+    if (read_only_device) {
+        close(fd);
+        fd = -EACCES;
+    }
     if ((fd == -EACCES || fd == -EROFS || fd == -EPERM) && access == O_RDWR && (node->open_flags & BLK_O_AUTO_RDONLY)) {
         int read_only = open_retry(filename, flags | O_RDONLY);
         if (read_only >= 0) {
@@ -118,6 +136,8 @@ static int open_image(struct blk_node *node, const char *filename, struct error 
             fd = read_only;
         }
     }
+    if (fd < 0 && read_only_device)
+        return error_set_errno(errp, fd, "The device is not writable");
     if (fd < 0)
         return open_failed(filename, flags | access, fd, errp);
     s->fd = fd;
@@ -146,7 +166,8 @@ static int check_kind(struct blk_node *node, const char *filename, bool want_dev
     return 0;
 }
 
-static int read_options(struct blk_node *node, struct opts *opts, const char **filename, int *locking, struct error **errp)
+static int read_options(struct blk_node *node, struct opts *opts, const char **filename, int *locking,
+                        struct error **errp)
 {
     struct file_state *s = node->state;
     int aio, ret;
@@ -162,7 +183,8 @@ static int read_options(struct blk_node *node, struct opts *opts, const char **f
     if (ret < 0)
         return ret;
     if (aio == AIO_NATIVE && !(node->open_flags & BLK_O_DIRECT))
-        return error_set(errp, -EINVAL, "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+        return error_set(errp, -EINVAL,
+                         "aio=native was specified, but it requires cache.direct=on, which was not specified.");
     s->threads = aio == AIO_THREADS || (node->open_flags & BLK_O_AIO_THREADS);
     if (node->open_flags & BLK_O_NO_LOCK)
         *locking = LOCKING_OFF;
@@ -197,7 +219,8 @@ static int open_common(struct blk_node *node, struct opts *opts, bool want_devic
     if (ret == 0)
         ret = check_kind(node, s->filename, want_device, errp);
     if (ret == 0 && locking == LOCKING_ON && !file_lock_supported(s->fd))
-        ret = error_set(errp, -ENOTSUP, "File locking is not supported by the host: use locking=off to open '%s'", s->filename);
+        ret = error_set(errp, -ENOTSUP, "File locking is not supported by the host: use locking=off to open '%s'",
+                        s->filename);
     if (ret == 0) {
         s->locking = locking != LOCKING_OFF && file_lock_supported(s->fd);
         ret = file_refresh_size(node, errp);
@@ -214,7 +237,8 @@ static coroutine_fn int file_co_open(struct blk_node *node, struct opts *opts, u
     return open_common(node, opts, false, errp);
 }
 
-static coroutine_fn int host_device_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
+static coroutine_fn int host_device_co_open(struct blk_node *node, struct opts *opts, unsigned flags,
+                                            struct error **errp)
 {
     return open_common(node, opts, true, errp);
 }
@@ -237,7 +261,8 @@ static int file_set_perm(struct blk_node *node, unsigned perm, unsigned shared, 
 
     if (!s->locking)
         return 0;
-    return file_lock_change(s->fd, s->filename, perm, shared, blk_node_writable(node), &s->locked, &s->locked_unshared, errp);
+    return file_lock_change(s->fd, s->filename, perm, shared, blk_node_writable(node), &s->locked, &s->locked_unshared,
+                            errp);
 }
 
 static coroutine_fn int64_t file_co_allocated_size(struct blk_node *node)

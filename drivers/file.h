@@ -15,10 +15,10 @@ struct file_state {
     int fd;
     char *filename;
     bool block_device, char_device; /* neither: a regular file */
-    bool direct;   /* O_DIRECT */
-    bool dsync;    /* O_DSYNC */
-    bool no_flush; /* cache.no-flush */
-    bool threads;  /* aio=threads */
+    bool direct;                    /* O_DIRECT */
+    bool dsync;                     /* O_DSYNC */
+    bool no_flush;                  /* cache.no-flush */
+    bool threads;                   /* aio=threads */
 
     /* Relaxed atomics, any loop: what the host has turned out not to support. Set once, never cleared. */
     atomic_bool no_zero_range, no_punch, no_allocate, no_block_discard;
@@ -42,21 +42,22 @@ coroutine_fn int file_co_extent(struct blk_node *node, uint64_t offset, uint64_t
 extern const struct opt_desc file_create_options[];
 coroutine_fn int file_co_create(struct blk_create *create, struct error **errp);
 coroutine_fn int host_device_co_create(struct blk_create *create, struct error **errp);
-coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                  struct error **errp);
 
 /* Does the host know open-file-description locks? */
 bool file_lock_supported(int fd);
 /*
- * Takes the lock bytes for `perm` and for what is not in `shared`, checks that nobody else holds a byte that contradicts,
- * and gives up the bytes in *locked and *locked_unshared that are no longer needed. On failure the bytes held are those
- * from before. `writable`: the hint does not offer -U.
+ * Takes the lock bytes for `perm` and for what is not in `shared`, checks that nobody else holds a byte that
+ * contradicts, and gives up the bytes in *locked and *locked_unshared that are no longer needed. On failure the bytes
+ * held are those from before. `writable`: the hint does not offer -U.
  */
 int file_lock_change(int fd, const char *filename, unsigned perm, unsigned shared, bool writable, unsigned *locked,
                      unsigned *locked_unshared, struct error **errp);
 void file_lock_drop(int fd);
 
-/* Finds a process, other than by our own `fd`, that holds a lock on `byte` of the file. Returns its pid and its name in
- * `name`, or 0 where it cannot be seen. Best effort. */
+/* Finds a process, other than by our own `fd`, that holds a lock on `byte` of the file. Returns its pid and its name
+ * in `name`, or 0 where it cannot be seen. Best effort. */
 int file_find_holder(int fd, uint64_t byte, char *name, size_t name_size);
 
 /* The file's size as a node has it: whole sectors. */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Where are the holes? SEEK_DATA and SEEK_HOLE, in a worker: cold extent trees and network file systems make them wait.
+ * Where are the holes? SEEK_DATA and SEEK_HOLE, in a worker: cold extent trees and network file systems make them
+ * wait.
  *
- * Nothing is kept between calls: a hole that is remembered after somebody has written to it would read as zeroes. What
- * cannot be told is data.
+ * Nothing is kept between calls: a hole that is remembered after somebody has written to it would read as zeroes.
+ * What cannot be told is data.
  */
 #include "file.h"
 

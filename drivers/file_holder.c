@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Which process holds a lock on an image? The kernel does not say for open-file-description locks (l_pid is -1), but each
- * descriptor's /proc/PID/fdinfo/FD lists the locks on its file. Runs only after a lock was refused; what we may not look
- * at, or what ends meanwhile, is passed over.
+ * Which process holds a lock on an image? The kernel does not say for open-file-description locks (l_pid is -1), but
+ * each descriptor's /proc/PID/fdinfo/FD lists the locks on its file. Runs only after a lock was refused; what we may
+ * not look at, or what ends meanwhile, is passed over.
  */
 #include "file.h"
 

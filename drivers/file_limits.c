@@ -2,9 +2,10 @@
 /*
  * Size, alignment and topology of an open file or device.
  *
- * What O_DIRECT needs is never assumed. The kernel is asked first (statx with STATX_DIOALIGN; BLKSSZGET for a device).
- * Where it does not say, reads at the front of the file are tried, from the smallest alignment up, and the answer is
- * raised to the block size of the device below: a read in a hole, or past the end of a file, succeeds at any alignment.
+ * What O_DIRECT needs is never assumed. The kernel is asked first (statx with STATX_DIOALIGN; BLKSSZGET for a
+ * device). Where it does not say, reads at the front of the file are tried, from the smallest alignment up, and the
+ * answer is raised to the block size of the device below: a read in a hole, or past the end of a file, succeeds at
+ * any alignment.
  */
 #include "file.h"
 
@@ -76,7 +77,8 @@ static uint32_t device_block_size(int fd)
         return 0;
     for (size_t i = 0; i < ARRAY_SIZE(places) && !value; i++) {
         char path[128];
-        snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s/logical_block_size", major(st.st_dev), minor(st.st_dev), places[i]);
+        snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s/logical_block_size", major(st.st_dev), minor(st.st_dev),
+                 places[i]);
         FILE *f = fopen(path, "re");
         if (!f)
             continue;

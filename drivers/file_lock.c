@@ -2,10 +2,10 @@
 /*
  * Image locks, on the same bytes as QEMU's, so that either program sees the other.
  *
- * Byte 100 + n is read-locked by who does what permission bit n says, byte 200 + n by who does not let others do it. All
- * locks are shared ones: nobody waits, and any number may hold a byte. After taking its own, a user asks whether
- * another holds the contradicting byte (as if to lock it for writing): 200 + n for what it does, 100 + n for
- * what it does not share. Taking before asking is what makes two that come at once see each other.
+ * Byte 100 + n is read-locked by who does what permission bit n says, byte 200 + n by who does not let others do it.
+ * All locks are shared ones: nobody waits, and any number may hold a byte. After taking its own, a user asks whether
+ * another holds the contradicting byte (as if to lock it for writing): 200 + n for what it does, 100 + n for what it
+ * does not share. Taking before asking is what makes two that come at once see each other.
  */
 #include "file.h"
 
@@ -48,7 +48,8 @@ bool file_lock_supported(int fd)
     return fcntl(fd, F_OFD_GETLK, &lock) == 0 || errno != EINVAL;
 }
 
-/* Locks those of `bits` that are not in `held`, or unlocks those that are. On failure `done` has those changed so far. */
+/* Locks those of `bits` that are not in `held`, or unlocks those that are. On failure `done` has those changed so
+ * far. */
 static int change_locks(int fd, int base, unsigned bits, short type, unsigned *done, struct error **errp)
 {
     *done = 0;
@@ -57,7 +58,8 @@ static int change_locks(int fd, int base, unsigned bits, short type, unsigned *d
             continue;
         int ret = change_lock(fd, base, bit, type);
         if (ret < 0)
-            return error_set_errno(errp, ret, "Failed to %s byte %d", type == F_UNLCK ? "unlock" : "lock", base + (int)bit);
+            return error_set_errno(errp, ret, "Failed to %s byte %d", type == F_UNLCK ? "unlock" : "lock",
+                                   base + (int)bit);
         *done |= 1u << bit;
     }
     return 0;
@@ -76,7 +78,8 @@ static void hint_holder(int fd, const char *filename, uint64_t byte, bool writab
     } else if (pid == getpid()) {
         error_hint(errp, "'%s' is already in use by this process", filename);
     } else {
-        error_hint(errp, "'%s' is held by process %d (%s)%s", filename, pid, name, writable ? "" : "; add -U to read it anyway");
+        error_hint(errp, "'%s' is held by process %d (%s)%s", filename, pid, name,
+                   writable ? "" : "; add -U to read it anyway");
     }
 }
 
@@ -92,7 +95,8 @@ static int check_locks(int fd, const char *filename, int base, unsigned bits, bo
         if (ret == 0)
             continue;
         ret = ret < 0 ? ret : -EAGAIN;
-        error_set(errp, ret, "Failed to get %s\"%s\" lock\nIs another process using the image [%s]?", kind, perm_names[bit], filename);
+        error_set(errp, ret, "Failed to get %s\"%s\" lock\nIs another process using the image [%s]?", kind,
+                  perm_names[bit], filename);
         if (ret == -EAGAIN)
             hint_holder(fd, filename, (uint64_t)base + bit, writable, errp);
         return ret;
@@ -129,7 +133,9 @@ int file_lock_change(int fd, const char *filename, unsigned perm, unsigned share
 
 void file_lock_drop(int fd)
 {
-    struct flock lock = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = PERM_BASE, .l_len = SHARED_BASE - PERM_BASE + PERM_COUNT };
+    struct flock lock = {
+        .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = PERM_BASE, .l_len = SHARED_BASE - PERM_BASE + PERM_COUNT
+    };
 
     fcntl(fd, F_OFD_SETLK, &lock);
 }

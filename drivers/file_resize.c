@@ -23,14 +23,15 @@ enum prealloc { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL };
 static const char *const prealloc_words[] = { "off", "falloc", "full", NULL };
 
 const struct opt_desc file_create_options[] = {
-    { .name = "extent_size_hint", .type = OPT_SIZE, .help = "Extent size hint for the image file, 0 to disable" },
+    { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
     { .name = "nocow", .type = OPT_BOOL, .help = "Turn off copy-on-write (valid only on btrfs)" },
     { .name = "preallocation", .type = OPT_STRING, .help = "Preallocation mode (allowed values: off, falloc, full)" },
-    { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
+    { .name = "extent_size_hint", .type = OPT_SIZE, .help = "Extent size hint for the image file, 0 to disable" },
     { 0 },
 };
 
-/* As XFS is told unless the user says something else: an image that grows by small writes is not torn into small pieces. */
+/* As XFS is told unless the user says something else: an image that grows by small writes is not torn into small
+ * pieces. */
 #define DEFAULT_EXTENT_SIZE_HINT (1024 * 1024)
 #define FULL_CHUNK (1024 * 1024)
 
@@ -80,7 +81,8 @@ static int write_zeroes_from(int fd, uint64_t offset, uint64_t end)
     return ret;
 }
 
-/* The node is drained: nobody else looks at the descriptor's flags meanwhile, and O_DIRECT would need an aligned start. */
+/* The node is drained: nobody else looks at the descriptor's flags meanwhile, and O_DIRECT would need an aligned
+ * start. */
 static int fill(int fd, uint64_t from, uint64_t size, struct error **errp)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -110,11 +112,12 @@ static int resize_preallocated(const struct resize *resize, uint64_t old, struct
             error_set_errno(errp, ret, "Could not preallocate new data");
     } else {
         ret = ftruncate(resize->fd, (off_t)resize->size) < 0 ? error_set_errno(errp, -errno, "Could not resize file")
-                                                            : fill(resize->fd, old, resize->size, errp);
+                                                             : fill(resize->fd, old, resize->size, errp);
     }
     /* The error that is reported is the one that matters. */
     if (ret < 0 && ftruncate(resize->fd, (off_t)old) < 0)
-        error_hint(errp, "the file could not be brought back to its old size of %llu bytes either", (unsigned long long)old);
+        error_hint(errp, "the file could not be brought back to its old size of %llu bytes either",
+                   (unsigned long long)old);
     return ret;
 }
 
@@ -146,7 +149,8 @@ static coroutine_fn int co_resize(struct resize *resize, struct error **errp)
     return ret;
 }
 
-static int check_device_resize(struct blk_node *node, uint64_t size, bool exact, enum prealloc prealloc, struct error **errp)
+static int check_device_resize(struct blk_node *node, uint64_t size, bool exact, enum prealloc prealloc,
+                               struct error **errp)
 {
     if (prealloc != PREALLOC_OFF)
         return error_set(errp, -ENOTSUP, "Unsupported preallocation mode '%s'", prealloc_words[prealloc]);
@@ -160,7 +164,8 @@ static int check_device_resize(struct blk_node *node, uint64_t size, bool exact,
     return 0;
 }
 
-coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                  struct error **errp)
 {
     struct file_state *s = node->state;
     struct resize resize = { .fd = s->fd, .size = size, .dsync = s->dsync && !s->no_flush };
@@ -251,8 +256,8 @@ static coroutine_fn int co_make(int fd, const char *path, const struct make *mak
     if (!S_ISREG(st.st_mode))
         return error_set(errp, -EINVAL, "'file' driver requires '%s' to be a regular file", path);
     if (file_lock_supported(fd)) {
-        int ret = file_lock_change(fd, path, BLK_PERM_WRITE | BLK_PERM_RESIZE, BLK_PERM_ALL & ~BLK_PERM_RESIZE, true, &locked,
-                                   &unshared, errp);
+        int ret = file_lock_change(fd, path, BLK_PERM_WRITE | BLK_PERM_RESIZE, BLK_PERM_ALL & ~BLK_PERM_RESIZE, true,
+                                   &locked, &unshared, errp);
         if (ret < 0)
             return ret;
     }
@@ -287,7 +292,8 @@ coroutine_fn int file_co_create(struct blk_create *create, struct error **errp)
 coroutine_fn int host_device_co_create(struct blk_create *create, struct error **errp)
 {
     const char *prefix = "host_device:";
-    const char *path = strncmp(create->filename, prefix, strlen(prefix)) == 0 ? create->filename + strlen(prefix) : create->filename;
+    const char *path = strncmp(create->filename, prefix, strlen(prefix)) == 0 ? create->filename + strlen(prefix)
+                                                                              : create->filename;
     uint64_t size = 0;
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     int ret = 0;

@@ -3,13 +3,14 @@
  * One request on a file or device: an SQE on the caller's ring, or a worker where there is no ring or aio=threads.
  *
  * Reads and writes are one operation; what comes back short is continued from there, and a read past the end gives
- * zeroes. Everything else is a list of steps (punch, zero, allocate, sync), one nibble each in scratch[STEPS], so that a
- * discard with FUA or a zeroing that grows the file needs no memory of its own. A step that the host turns out not to
- * support is remembered and the list is made anew without it; where no list is left the answer is -ENOTSUP, and the core
- * falls back. Nothing here allocates.
+ * zeroes. Everything else is a list of steps (punch, zero, allocate, sync), one nibble each in scratch[STEPS], so
+ * that a discard with FUA or a zeroing that grows the file needs no memory of its own. A step that the host turns out
+ * not to support is remembered and the list is made anew without it; where no list is left the answer is -ENOTSUP,
+ * and the core falls back. Nothing here allocates.
  */
 #include "file.h"
 
+#include <base/checked.h>
 #include <base/compiler.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,15 +32,9 @@ enum step { STEP_NONE, STEP_ZERO_RANGE, STEP_PUNCH, STEP_ALLOCATE, STEP_EXTEND, 
 /* What is allocated at the end of a file that grows by a hole. */
 #define EXTEND_BYTES 4096u
 
-static inline struct file_state *state_of(const struct blk_io *io)
-{
-    return io->node->state;
-}
+static inline struct file_state *state_of(const struct blk_io *io) { return io->node->state; }
 
-static inline bool flag_on(atomic_bool *flag)
-{
-    return atomic_load_explicit(flag, memory_order_relaxed);
-}
+static inline bool flag_on(atomic_bool *flag) { return atomic_load_explicit(flag, memory_order_relaxed); }
 
 static inline bool uses_ring(struct blk_io *io)
 {
@@ -53,7 +48,8 @@ static __attribute__((noinline)) void grow(struct blk_node *node, uint64_t end)
     uint64_t size = blk_node_size(node);
 
     end = file_round_size(end);
-    while (end > size && !atomic_compare_exchange_weak_explicit(&node->size, &size, end, memory_order_relaxed, memory_order_relaxed))
+    while (end > size &&
+           !atomic_compare_exchange_weak_explicit(&node->size, &size, end, memory_order_relaxed, memory_order_relaxed))
         ;
 }
 
@@ -67,7 +63,8 @@ static inline void complete(struct blk_io *io, int result)
 
 /* ---- reads and writes ---- */
 
-/* What is left after `done` bytes: whole iovecs where `done` is at the start of one, else the rest of that one in *piece. */
+/* What is left after `done` bytes: whole iovecs where `done` is at the start of one, else the rest of that one in
+ * *piece. */
 static int rest_of(const struct blk_io *io, uint64_t done, struct iovec *piece, const struct iovec **rest)
 {
     int i = 0;
@@ -96,7 +93,7 @@ static void zero_rest(const struct blk_io *io, uint64_t done)
     }
 }
 
-/* A transfer that was not all: 0 to go on from scratch[DONE], 1 done, -errno failed. `result`: what the kernel said. */
+/* A transfer that was not all: 0 to go on from scratch[DONE], 1 done, -errno failed. `result`: what the kernel said */
 static int after_piece(struct blk_io *io, int64_t result)
 {
     struct file_state *s = state_of(io);
@@ -130,7 +127,8 @@ static inline struct io_uring_sqe *use_file(struct io_uring_sqe *sqe, int slot)
     return sqe;
 }
 
-static inline void queue_one(struct blk_io *io, struct io_uring_sqe *sqe, int fd, void *base, size_t length, uint64_t offset)
+static inline void queue_one(struct blk_io *io, struct io_uring_sqe *sqe, int fd, void *base, size_t length,
+                             uint64_t offset)
 {
     unsigned bytes = length < MAX_PIECE ? (unsigned)length : MAX_PIECE;
 
@@ -193,7 +191,7 @@ static void transfer_done(struct loop_io *ring, int32_t result)
 
 /* ---- steps ---- */
 
-static inline uint64_t then(uint64_t steps, enum step next)
+static uint64_t then(uint64_t steps, enum step next)
 {
     unsigned at = 0;
 
@@ -208,6 +206,9 @@ static uint64_t plan_zeroes(struct blk_io *io)
     struct file_state *s = state_of(io);
     bool grows = io->offset + io->length > blk_node_size(io->node);
 
+    /* The kernel zeroes whole blocks of a device only. */
+    if (s->block_device && !is_aligned(io->offset | io->length, io->node->limits.zeroes_alignment))
+        return 0;
     /* On a device this one fails where it would mean writing buffers; what is there of a file's size stays. */
     if ((io->flags & BLK_REQ_MAY_UNMAP) && !flag_on(&s->no_punch) && !(grows && flag_on(&s->no_allocate)))
         return grows ? then(STEP_PUNCH, STEP_EXTEND) : STEP_PUNCH;
@@ -251,10 +252,7 @@ static int plan(struct blk_io *io)
     return steps != 0;
 }
 
-static bool unsupported(int result)
-{
-    return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY;
-}
+static bool unsupported(int result) { return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY; }
 
 /* Remembers that the host cannot do this. False where that may not be (a flush). */
 static bool remember_unsupported(struct file_state *s, enum step step)
@@ -277,7 +275,8 @@ static int synced(struct file_state *s, int result)
     if (s->char_device && (result == -EINVAL || result == -EROFS))
         result = 0;
     if (result < 0 && !s->direct)
-        atomic_compare_exchange_strong_explicit(&s->flush_error, &none, result, memory_order_relaxed, memory_order_relaxed);
+        atomic_compare_exchange_strong_explicit(&s->flush_error, &none, result, memory_order_relaxed,
+                                                memory_order_relaxed);
     if (result == 0 && s->dsync)
         atomic_store_explicit(&s->dsync_settled, true, memory_order_relaxed);
     return result;
@@ -285,11 +284,13 @@ static int synced(struct file_state *s, int result)
 
 static void fallocate_range(const struct blk_io *io, enum step step, int *mode, uint64_t *offset, uint64_t *length)
 {
-    *mode = step == STEP_PUNCH ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : step == STEP_ZERO_RANGE ? FALLOC_FL_ZERO_RANGE : 0;
+    *mode = step == STEP_PUNCH        ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+            : step == STEP_ZERO_RANGE ? FALLOC_FL_ZERO_RANGE
+                                      : 0;
     *offset = io->offset;
     *length = io->length;
-    /* Makes the file as long as the range without giving the hole its space back. Never shortens it, as ftruncate() could
-     * where another request grows it at the same time. */
+    /* Makes the file as long as the range without giving the hole its space back. Never shortens it, as ftruncate()
+     * could where another request grows it at the same time. */
     if (step == STEP_EXTEND && io->length > EXTEND_BYTES) {
         *offset += io->length - EXTEND_BYTES;
         *length = EXTEND_BYTES;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * null-co and null-aio: a disk that forgets. Writes are acknowledged, reads leave the buffer as it was (or zero it, with
- * read-zeroes=on), after latency-ns. For measuring what the layers above cost. The two are one here; QEMU has both names.
+ * null-co and null-aio: a disk that forgets. Writes are acknowledged, reads leave the buffer as it was (or zero it,
+ * with read-zeroes=on), after latency-ns. For measuring what the layers above cost. The two are one here; QEMU has
+ * both names.
  */
 #include <base/compiler.h>
 #include <block/image.h>
@@ -17,12 +18,16 @@ struct null_state {
 static const struct opt_desc null_options[] = {
     { .name = "filename", .type = OPT_STRING, .help = "null-co:// or null-aio://" },
     { .name = "size", .type = OPT_SIZE, .def = "1G", .help = "size of the null block" },
-    { .name = "latency-ns", .type = OPT_NUMBER, .def = "0", .help = "nanoseconds (approximated) to wait before completing request" },
+    { .name = "latency-ns",
+      .type = OPT_NUMBER,
+      .def = "0",
+      .help = "nanoseconds (approximated) to wait before completing request" },
     { .name = "read-zeroes", .type = OPT_BOOL, .def = "off", .help = "return zeroes when read" },
     { 0 },
 };
 
-_Static_assert(sizeof(struct loop_timer) <= sizeof(((struct blk_io *)0)->scratch), "the timer of a request lives in its scratch");
+_Static_assert(sizeof(struct loop_timer) <= sizeof(((struct blk_io *)0)->scratch),
+               "the timer of a request lives in its scratch");
 
 static int parse_name(const char *filename, const char *only, struct opts *opts, struct error **errp)
 {
@@ -60,15 +65,13 @@ static coroutine_fn int null_co_open(struct blk_node *node, struct opts *opts, u
         return error_set(errp, -EINVAL, "latency-ns is invalid");
     size = (size + BLK_SECTOR_SIZE - 1) & ~(uint64_t)(BLK_SECTOR_SIZE - 1);
     atomic_store_explicit(&node->size, size, memory_order_relaxed);
-    node->limits = (struct blk_limits){ .request_alignment = 1, .memory_alignment = 1, .max_iov = IOV_MAX,
-                                        .discard_alignment = 1, .zeroes_alignment = 1 };
+    node->limits = (struct blk_limits){
+        .request_alignment = 1, .memory_alignment = 1, .max_iov = IOV_MAX, .discard_alignment = 1, .zeroes_alignment = 1
+    };
     return 0;
 }
 
-static coroutine_fn int null_co_close(struct blk_node *node)
-{
-    return 0;
-}
+static coroutine_fn int null_co_close(struct blk_node *node) { return 0; }
 
 static void task_over(struct loop_task *task)
 {
@@ -79,7 +82,8 @@ static void task_over(struct loop_task *task)
 
 static void timer_over(struct loop_timer *timer)
 {
-    struct blk_io *io = container_of((uint64_t (*)[ARRAY_SIZE(((struct blk_io *)0)->scratch)])(void *)timer, struct blk_io, scratch);
+    struct blk_io *io = container_of((uint64_t(*)[ARRAY_SIZE(((struct blk_io *)0)->scratch)])(void *)timer,
+                                     struct blk_io, scratch);
 
     io->done(io, 0);
 }
@@ -102,11 +106,14 @@ static void null_submit(struct blk_node *node, struct blk_io *io)
     }
 }
 
-static coroutine_fn int null_co_extent(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent)
+static coroutine_fn int null_co_extent(struct blk_node *node, uint64_t offset, uint64_t length,
+                                       struct blk_extent *extent)
 {
     struct null_state *s = node->state;
 
-    *extent = (struct blk_extent){ .kind = s->read_zeroes ? BLK_ZERO : BLK_DATA, .length = length, .child_offset = offset };
+    *extent = (struct blk_extent){ .kind = s->read_zeroes ? BLK_ZERO : BLK_DATA,
+                                   .length = length,
+                                   .child_offset = offset };
     if (s->read_zeroes)
         extent->flags = BLK_EXTENT_ALLOCATED | BLK_EXTENT_OFFSET_VALID;
     if (offset + length >= blk_node_size(node))
@@ -114,10 +121,7 @@ static coroutine_fn int null_co_extent(struct blk_node *node, uint64_t offset, u
     return 0;
 }
 
-static coroutine_fn int64_t null_co_allocated_size(struct blk_node *node)
-{
-    return 0;
-}
+static coroutine_fn int64_t null_co_allocated_size(struct blk_node *node) { return 0; }
 
 static const char *const null_co_prefixes[] = { "null-co", NULL };
 static const char *const null_aio_prefixes[] = { "null-aio", NULL };

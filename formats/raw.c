@@ -2,9 +2,10 @@
 /*
  * raw: the file's bytes are the disk's bytes, from `offset` on, `size` of them. A mapping is an addition.
  *
- * Where nobody said that the image is raw (it was probed and nothing else fitted), a guest could write another format's
- * header into its first sector and have the host follow it, to any file, at the next start. So there, writes that touch the first
- * sector take the slow path, one at a time, and are refused where a format would recognise the sector that they make.
+ * Where nobody said that the image is raw (it was probed and nothing else fitted), a guest could write another
+ * format's header into its first sector and have the host follow it, to any file, at the next start. So there, writes
+ * that touch the first sector take the slow path, one at a time, and are refused where a format would recognise the
+ * sector that they make.
  */
 #include <base/checked.h>
 #include <base/compiler.h>
@@ -38,10 +39,7 @@ static const struct opt_desc raw_create_options[] = {
 };
 
 /* Fits everything, worse than anything else. */
-static int raw_probe(const uint8_t *data, size_t length)
-{
-    return 1;
-}
+static int raw_probe(const uint8_t *data, size_t length) { return 1; }
 
 /* ---- opening ---- */
 
@@ -56,10 +54,12 @@ static int apply_size(struct blk_node *node, uint64_t size, bool size_given, str
     uint64_t file_size = blk_node_size(node->file);
 
     if (s->offset > file_size)
-        return error_set(errp, -EINVAL, "Offset (%" PRIu64 ") cannot be greater than size of the containing file (%" PRIu64 ")",
+        return error_set(errp, -EINVAL,
+                         "Offset (%" PRIu64 ") cannot be greater than size of the containing file (%" PRIu64 ")",
                          s->offset, file_size);
     if (size_given && file_size - s->offset < size)
-        return error_set(errp, -EINVAL, "The sum of offset (%" PRIu64 ") and size (%" PRIu64
+        return error_set(errp, -EINVAL,
+                         "The sum of offset (%" PRIu64 ") and size (%" PRIu64
                          ") has to be smaller or equal to the  actual size of the containing file (%" PRIu64 ")",
                          s->offset, size, file_size);
     if (size_given && size % BLK_SECTOR_SIZE)
@@ -70,11 +70,12 @@ static int apply_size(struct blk_node *node, uint64_t size, bool size_given, str
 
 static void warn_probed(const struct blk_node *node)
 {
-    fprintf(stderr,
-            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
-            node->file->filename);
+    fprintf(
+        stderr,
+        "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+        "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"
+        "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+        node->file->filename);
 }
 
 static coroutine_fn int raw_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
@@ -111,8 +112,8 @@ static coroutine_fn int raw_co_close(struct blk_node *node)
 }
 
 /* Nothing of the file is ours: others may do with it what our parents let them do with us. */
-static void raw_child_perm(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm,
-                           unsigned *child_shared)
+static void raw_child_perm(struct blk_node *node, const char *role, unsigned perm, unsigned shared,
+                           unsigned *child_perm, unsigned *child_shared)
 {
     *child_perm = perm;
     *child_shared = node->open_flags & BLK_O_FORCE_SHARE ? BLK_PERM_ALL : shared;
@@ -161,8 +162,8 @@ static void overlay(uint8_t *sector, uint64_t offset, const struct iovec *iov, i
 
 /* Only with the guard. The first sector is checked as it would be after the write, and written as it was checked: the
  * guest may change its memory meanwhile. */
-static coroutine_fn int co_write_guarded(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                         int iov_count, unsigned flags)
+static coroutine_fn int co_write_guarded(struct blk_node *node, uint64_t offset, uint64_t length,
+                                         const struct iovec *iov, int iov_count, unsigned flags)
 {
     struct raw_state *s = node->state;
     uint8_t sector[GUARDED_BYTES] = { 0 };
@@ -213,7 +214,8 @@ static coroutine_fn int raw_co_write(struct blk_node *node, uint64_t offset, uin
 
 /* ---- size ---- */
 
-static coroutine_fn int raw_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+static coroutine_fn int raw_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                        struct error **errp)
 {
     struct raw_state *s = node->state;
 

@@ -86,7 +86,7 @@ static coroutine_fn int co_check_once(struct blk_front *front, struct blk_check 
     if (ret == -ENOTSUP)
         error_report("This image format does not support checks");
     else
-        error_report("Check failed: %s", error ? error_text(error) : strerror(-ret));
+        error_report("%s", error ? error_text(error) : "Check failed");
     error_free(error);
     return ret == -ENOTSUP ? STATUS_NO_CHECKS : STATUS_FAILED;
 }

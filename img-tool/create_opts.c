@@ -92,6 +92,8 @@ int create_opts_help(const char *format, const char *filename)
     else
         printf("Supported %s options:\n", format);
     struct opt_desc *table = merge_tables(driver->create_options, protocol ? protocol->create_options : NULL);
+    for (struct opt_desc *desc = table; desc->name; desc++)
+        desc->def = NULL; /* qemu-img tells defaults when it creates, not here */
     opts_print_help(table, stdout);
     free(table);
     if (!filename)

@@ -165,44 +165,49 @@ static bool seen_before(const json_t *seen, const char *filename)
     return json_object_get(seen, filename) != NULL;
 }
 
-/* Fills `list` with the images' JSON, or prints each. */
-static coroutine_fn int co_walk(const struct info_args *args, json_t *list)
+/* All images from the first to the end of the chain, or to an error, which prints nothing but itself. */
+static coroutine_fn int co_walk(const struct info_args *args, struct info_image **images, size_t *count)
 {
     struct image_source source = args->source;
-    char *filename = xstrdup(args->filename), *format = NULL;
+    const char *filename = args->filename;
     json_t *seen = json_object();
     int ret = 0;
-    for (bool first = true; filename && ret == 0; first = false) {
-        struct info_image image = { 0 };
+    while (filename) {
         if (seen_before(seen, filename)) {
             error_report("Backing file '%s' creates an infinite loop.", filename);
             ret = -1;
             break;
         }
         json_object_set_new_nocheck(seen, filename, json_true());
-        ret = co_read_image(filename, &source, &image);
-        free(filename);
-        free(format);
-        filename = format = NULL;
+        *images = xrealloc(*images, (*count + 1) * sizeof(**images));
+        struct info_image *image = &(*images)[*count];
+        *image = (struct info_image){ 0 };
+        ret = co_read_image(filename, &source, image);
         if (ret < 0)
             break;
-        json_array_append_new(list, to_json(&image));
-        if (!args->json) {
-            fputs(first ? "" : "\n", stdout);
-            print_human(&image);
-        }
-        if (args->chain && image.info.backing_file) {
-            filename = image.info.full_backing_file ? xstrdup(image.info.full_backing_file) : NULL;
-            format = image.info.backing_format ? xstrdup(image.info.backing_format) : NULL;
-        }
+        ++*count;
+        filename = args->chain && image->info.backing_file ? image->info.full_backing_file : NULL;
         source.image_opts = false;
-        source.format = format;
-        image_finish(&image);
+        source.format = image->info.backing_format;
     }
-    free(filename);
-    free(format);
     json_decref(seen);
     return ret;
+}
+
+static void print(const struct info_args *args, const struct info_image *images, size_t count)
+{
+    if (!args->json) {
+        for (size_t i = 0; i < count; i++) {
+            fputs(i ? "\n" : "", stdout);
+            print_human(&images[i]);
+        }
+        return;
+    }
+    json_t *list = json_array();
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(list, to_json(&images[i]));
+    json_print(args->chain ? list : json_array_get(list, 0), stdout);
+    json_decref(list);
 }
 
 /* -1 to go on, else the exit status. */
@@ -250,11 +255,14 @@ static coroutine_fn int co_run_info(int argc, char **argv)
     int status = parse(argc, argv, &args);
     if (status >= 0)
         return status;
-    json_t *list = json_array();
-    status = co_walk(&args, list) < 0 ? 1 : 0;
-    if (status == 0 && args.json)
-        json_print(args.chain ? list : json_array_get(list, 0), stdout);
-    json_decref(list);
+    struct info_image *images = NULL;
+    size_t count = 0;
+    status = co_walk(&args, &images, &count) < 0 ? 1 : 0;
+    if (status == 0)
+        print(&args, images, count);
+    for (size_t i = 0; i < count; i++)
+        image_finish(&images[i]);
+    free(images);
     return status;
 }
 

@@ -180,6 +180,7 @@ static void pm_free(struct device *device)
     struct acpi_pm *pm = container_of(device, struct acpi_pm, device);
     machine_timer_finish(&pm->timer);
     acpi_pm_set_base(device->machine, 0);
+    address_space_remove(&device->machine->ports, &pm->smi);
     device->machine->pm = NULL;
     free(pm);
 }

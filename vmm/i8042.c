@@ -120,7 +120,10 @@ static void i8042_reset(struct device *device)
 
 static void i8042_free(struct device *device)
 {
-    free(container_of(device, struct i8042, device));
+    struct i8042 *i8042 = container_of(device, struct i8042, device);
+    address_space_remove(&device->machine->ports, &i8042->data);
+    address_space_remove(&device->machine->ports, &i8042->command);
+    free(i8042);
 }
 
 static const struct device_ops device_ops = { .reset = i8042_reset, .free = i8042_free };

@@ -210,7 +210,7 @@ void machine_timer_set(struct machine_timer *timer, uint64_t deadline_ns)
 
 void machine_timer_finish(struct machine_timer *timer)
 {
-    timer->deadline_ns = 0;
+    timer->deadline_ns = 0; /* no vCPU runs any more: nobody else looks */
     while (timer->posted)
         loop_step(timer->machine->loop, true);
     loop_timer_disarm(&timer->timer);

@@ -158,7 +158,7 @@ static uint32_t config_read(struct pci_bus *bus, unsigned devfn, unsigned offset
     if (!device)
         return UINT32_MAX;
     if (!range_inside(offset, length, PCI_CONFIG_SIZE))
-        return 0; /* no extended capabilities */
+        return UINT32_MAX; /* none of the devices has extended configuration space */
     if (device->ops->config_read)
         device->ops->config_read(device, offset, length);
     uint8_t bytes[4] = { 0 };

@@ -201,6 +201,7 @@ static void q35_reset(struct device *device)
 static void q35_free(struct device *device)
 {
     struct q35 *q35 = container_of(device, struct q35, device);
+    address_space_remove(&device->machine->ports, &q35->port92);
     pci_remove(&q35->lpc);
     pci_remove(&q35->host);
     pthread_mutex_destroy(&q35->pirq_lock);

@@ -281,6 +281,7 @@ static void rtc_free(struct device *device)
 {
     struct rtc *rtc = container_of(device, struct rtc, device);
     machine_timer_finish(&rtc->timer);
+    address_space_remove(&device->machine->ports, &rtc->ports);
     free(rtc);
 }
 

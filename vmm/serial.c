@@ -286,6 +286,7 @@ static void serial_reset(struct device *device)
 static void serial_free(struct device *device)
 {
     struct serial *serial = container_of(device, struct serial, device);
+    address_space_remove(&device->machine->ports, &serial->ports);
     chardev_free(serial->chardev);
     free(serial);
 }

@@ -9,6 +9,7 @@
  * Invariant: where there is no rule and no limit the node maps to its child and costs nothing. Else every request
  * passes a rule check exactly once for each piece that goes to the child.
  */
+#include "blkdebug_rules.h"
 #include "filter.h"
 
 #include <base/checked.h>
@@ -22,64 +23,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Also the bit numbers of rule.types. */
-enum { TYPE_READ, TYPE_WRITE, TYPE_WRITE_ZEROES, TYPE_DISCARD, TYPE_FLUSH, TYPE_BLOCK_STATUS };
-static const char *const type_words[] = { "read", "write", "write-zeroes", "discard", "flush", "block-status", NULL };
-#define TYPES_BY_DEFAULT ((1u << TYPE_BLOCK_STATUS) - 1)
-
-enum { EVENT_NONE, EVENT_READ_AIO, EVENT_WRITE_AIO, EVENT_PWRITEV, EVENT_PWRITEV_ZERO, EVENT_FLUSH_TO_DISK };
-static const char *const event_words[] = { "none", "read_aio", "write_aio", "pwritev", "pwritev_zero", "flush_to_disk", NULL };
-
-struct rule {
-    struct list link;
-    unsigned types;
-    int event;
-    int error;         /* positive; 0: only a delay */
-    bool any_sector;
-    uint64_t sector;
-    bool once, cut;
-    uint64_t state;    /* 0: any */
-    uint64_t left;     /* matching I/Os to let pass */
-    uint64_t delay_ns;
-};
-
-struct transition {
-    struct list link;
-    int event;
-    uint64_t state, new_state; /* state 0: from any */
-};
-
 struct blkdebug {
-    atomic_bool active; /* there are rules or limits: nothing is mapped */
     atomic_uint_fast64_t requests;
     bool limited;
     uint64_t align, max_transfer, opt_zeroes, max_zeroes, opt_discard, max_discard; /* 0: none */
     struct co_rwlock rewrite; /* with align: held for writing by read-modify-write, for reading by other writes */
-
-    pthread_mutex_t lock; /* protects all below */
-    struct list rules, transitions;
-    uint64_t state;
-};
-
-static const struct opt_desc rule_options[] = {
-    { .name = "event", .type = OPT_ENUM, .def = "none", .values = event_words, .help = "trigger event" },
-    { .name = "iotype", .type = OPT_ENUM, .values = type_words, .help = "type of I/O to fail (default: all but block-status)" },
-    { .name = "errno", .type = OPT_NUMBER, .def = "5", .help = "error number; 0 for none" },
-    { .name = "sector", .type = OPT_NUMBER, .help = "only I/O that touches this 512-byte sector" },
-    { .name = "once", .type = OPT_BOOL, .def = "off", .help = "fail one I/O only" },
-    { .name = "immediately", .type = OPT_BOOL, .def = "off", .help = "accepted; errors come as soon as they can" },
-    { .name = "state", .type = OPT_NUMBER, .def = "0", .help = "only in this state (0: any)" },
-    { .name = "after", .type = OPT_NUMBER, .def = "1", .help = "start with the N-th matching I/O" },
-    { .name = "delay-ns", .type = OPT_NUMBER, .def = "0", .help = "wait before the I/O" },
-    { .name = "short", .type = OPT_BOOL, .def = "off", .help = "write the first half before failing" },
-    { 0 },
-};
-
-static const struct opt_desc transition_options[] = {
-    { .name = "event", .type = OPT_ENUM, .values = event_words, .help = "trigger event" },
-    { .name = "state", .type = OPT_NUMBER, .def = "0", .help = "only in this state (0: any)" },
-    { .name = "new_state", .type = OPT_NUMBER, .help = "state to go to" },
-    { 0 },
+    struct blkdebug_rules rules;
 };
 
 static const struct opt_desc blkdebug_options[] = {
@@ -94,102 +43,8 @@ static const struct opt_desc blkdebug_options[] = {
 
 /* ---- options ---- */
 
-static int read_rule(struct opts *opts, struct rule *rule, struct error **errp)
-{
-    int type = 0;
-    uint64_t error = 0;
-    int ret = opts_enum(opts, rule_options, "iotype", &type, errp);
-
-    rule->types = ret > 0 ? 1u << type : TYPES_BY_DEFAULT;
-    if (ret >= 0)
-        ret = opts_enum(opts, rule_options, "event", &rule->event, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, rule_options, "errno", &error, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, rule_options, "sector", &rule->sector, errp);
-    rule->any_sector = ret == 0;
-    if (ret >= 0)
-        ret = opts_bool(opts, rule_options, "once", &rule->once, errp);
-    if (ret >= 0)
-        ret = opts_bool(opts, rule_options, "short", &rule->cut, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, rule_options, "state", &rule->state, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, rule_options, "after", &rule->left, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, rule_options, "delay-ns", &rule->delay_ns, errp);
-    if (ret >= 0)
-        ret = opts_validate(opts, rule_options, errp);
-    if (ret < 0)
-        return ret;
-    if (error > 4095)
-        return error_set(errp, -EINVAL, "Parameter 'errno' expects a number below 4096");
-    if (rule->left == 0)
-        return error_set(errp, -EINVAL, "Parameter 'after' counts from 1");
-    rule->error = (int)error;
-    rule->left--;
-    return 0;
-}
-
-static int add_rule(struct blkdebug *s, struct opts *opts, struct error **errp)
-{
-    struct rule *rule = xcalloc(1, sizeof(*rule));
-    int ret = read_rule(opts, rule, errp);
-
-    if (ret < 0) {
-        free(rule);
-        return ret;
-    }
-    pthread_mutex_lock(&s->lock);
-    list_append(&s->rules, &rule->link);
-    pthread_mutex_unlock(&s->lock);
-    atomic_store(&s->active, true);
-    return 0;
-}
-
-static int add_transition(struct blkdebug *s, struct opts *opts, struct error **errp)
-{
-    struct transition *t = xcalloc(1, sizeof(*t));
-    int given = opts_enum(opts, transition_options, "event", &t->event, errp);
-    int ret = given;
-
-    if (given == 0)
-        ret = error_set(errp, -EINVAL, "Missing event name for rule");
-    if (ret >= 0)
-        ret = opts_number(opts, transition_options, "state", &t->state, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, transition_options, "new_state", &t->new_state, errp);
-    if (ret == 0)
-        ret = error_set(errp, -EINVAL, "Parameter 'new_state' is missing");
-    if (ret >= 0)
-        ret = opts_validate(opts, transition_options, errp);
-    if (ret < 0) {
-        free(t);
-        return ret;
-    }
-    list_append(&s->transitions, &t->link);
-    atomic_store(&s->active, true);
-    return 0;
-}
-
-/* PREFIX.0.…, PREFIX.1.…, as far as they go. */
-static int read_list(struct blkdebug *s, struct opts *opts, const char *prefix,
-                     int (*add)(struct blkdebug *s, struct opts *opts, struct error **errp), struct error **errp)
-{
-    int ret = 0;
-
-    for (unsigned i = 0; ret == 0; i++) {
-        AUTO_FREE char *key = xasprintf("%s.%u", prefix, i);
-        if (!opts_has_prefix(opts, key))
-            break;
-        struct opts *one = opts_take_prefix(opts, key);
-        ret = add(s, one, errp);
-        opts_free(one);
-    }
-    return ret;
-}
-
-static int read_limit(struct blkdebug *s, struct opts *opts, const char *key, uint64_t unit, uint64_t *out, struct error **errp)
+static int read_limit(struct blkdebug *s, struct opts *opts, const char *key, uint64_t unit, uint64_t *out,
+                      struct error **errp)
 {
     int ret = opts_size(opts, blkdebug_options, key, out, errp);
 
@@ -221,90 +76,13 @@ static int read_limits(struct blkdebug *s, struct opts *opts, struct error **err
 
 /* ---- rules ---- */
 
-struct request {
-    unsigned type;
-    uint64_t offset, length;
-};
-
-struct verdict {
-    int error; /* positive, or 0 */
-    uint64_t delay_ns;
-    bool cut;
-};
-
-static bool event_is(int event, unsigned type)
-{
-    switch (event) {
-    case EVENT_READ_AIO:
-        return type == TYPE_READ;
-    case EVENT_WRITE_AIO:
-    case EVENT_PWRITEV:
-        return type == TYPE_WRITE;
-    case EVENT_PWRITEV_ZERO:
-        return type == TYPE_WRITE_ZEROES;
-    case EVENT_FLUSH_TO_DISK:
-        return type == TYPE_FLUSH;
-    default:
-        return true;
-    }
-}
-
-static bool rule_matches(const struct blkdebug *s, const struct rule *rule, const struct request *r)
-{
-    if (!(rule->types & 1u << r->type) || !event_is(rule->event, r->type))
-        return false;
-    if (rule->state && rule->state != s->state)
-        return false;
-    if (rule->any_sector)
-        return true;
-    return rule->sector >= r->offset / BLK_SECTOR_SIZE && rule->sector < div_round_up(r->offset + r->length, BLK_SECTOR_SIZE);
-}
-
-static void next_state(struct blkdebug *s, unsigned type)
-{
-    uint64_t old = s->state;
-    const struct transition *t;
-
-    list_for_each(t, &s->transitions, link) {
-        if (t->event != EVENT_NONE && event_is(t->event, type) && (!t->state || t->state == old))
-            s->state = t->new_state;
-    }
-}
-
-/* The first rule that does something decides. */
-static struct verdict judge(struct blkdebug *s, const struct request *r)
-{
-    struct verdict verdict = { 0 };
-    struct rule *rule, *next;
-
-    if (r->type != TYPE_BLOCK_STATUS)
-        atomic_fetch_add_explicit(&s->requests, 1, memory_order_relaxed);
-    pthread_mutex_lock(&s->lock);
-    next_state(s, r->type);
-    list_for_each_safe(rule, next, &s->rules, link) {
-        if (!rule_matches(s, rule, r))
-            continue;
-        if (rule->left > 0) {
-            rule->left--;
-            continue;
-        }
-        verdict = (struct verdict){ rule->error, rule->delay_ns, rule->cut };
-        if (rule->once) {
-            list_remove(&rule->link);
-            free(rule);
-        }
-        break;
-    }
-    pthread_mutex_unlock(&s->lock);
-    return verdict;
-}
-
 /* Waits as told; 0 or what to fail with. */
-static coroutine_fn int co_judge(struct blkdebug *s, unsigned type, uint64_t offset, uint64_t length, bool *cut)
+static coroutine_fn int co_judge(struct blkdebug *s, enum blkdebug_type type, uint64_t offset, uint64_t length,
+                                 bool *cut)
 {
-    struct request request = { type, offset, length };
-    struct verdict verdict = judge(s, &request);
-
+    if (type != BLKDEBUG_BLOCK_STATUS)
+        atomic_fetch_add_explicit(&s->requests, 1, memory_order_relaxed);
+    struct blkdebug_verdict verdict = blkdebug_rules_judge(&s->rules, type, offset, length);
     if (verdict.delay_ns)
         co_sleep_ns(verdict.delay_ns);
     if (cut)
@@ -321,11 +99,12 @@ uint64_t blkdebug_requests(const struct blk_node *node)
 
 int blkdebug_inject(struct blk_node *node, const char *text, struct error **errp)
 {
+    struct blkdebug *s = node->state;
     struct opts *opts = opts_new();
     int ret = opts_parse(opts, text, NULL, false, errp);
 
     if (ret == 0)
-        ret = add_rule(node->state, opts, errp);
+        ret = blkdebug_rules_add(&s->rules, opts, errp);
     opts_free(opts);
     return ret;
 }
@@ -333,14 +112,8 @@ int blkdebug_inject(struct blk_node *node, const char *text, struct error **errp
 void blkdebug_clear(struct blk_node *node)
 {
     struct blkdebug *s = node->state;
-    struct rule *rule, *next;
 
-    pthread_mutex_lock(&s->lock);
-    list_for_each_safe(rule, next, &s->rules, link) {
-        list_remove(&rule->link);
-        free(rule);
-    }
-    pthread_mutex_unlock(&s->lock);
+    blkdebug_rules_clear(&s->rules);
 }
 
 /* ---- opening ---- */
@@ -362,16 +135,11 @@ static coroutine_fn int blkdebug_co_open(struct blk_node *node, struct opts *opt
     struct blkdebug *s = node->state;
     const char *image;
 
-    pthread_mutex_init(&s->lock, NULL);
     co_rwlock_init(&s->rewrite);
-    list_init(&s->rules);
-    list_init(&s->transitions);
-    s->state = 1;
+    blkdebug_rules_init(&s->rules);
     int ret = image_name(node, &image, errp);
     if (ret == 0)
-        ret = read_list(s, opts, "inject-error", add_rule, errp);
-    if (ret == 0)
-        ret = read_list(s, opts, "set-state", add_transition, errp);
+        ret = blkdebug_rules_read(&s->rules, opts, errp);
     if (ret == 0)
         ret = read_limits(s, opts, errp);
     if (ret == 0)
@@ -381,8 +149,6 @@ static coroutine_fn int blkdebug_co_open(struct blk_node *node, struct opts *opt
         return ret;
     }
     node->file = list_last(&node->children, struct blk_child, in_parent)->node;
-    if (s->limited)
-        atomic_store(&s->active, true);
     node->limits = node->file->limits;
     node->limits.request_alignment = MAX(node->limits.request_alignment, (uint32_t)s->align);
     atomic_store(&node->size, blk_node_size(node->file));
@@ -392,15 +158,9 @@ static coroutine_fn int blkdebug_co_open(struct blk_node *node, struct opts *opt
 static coroutine_fn int blkdebug_co_close(struct blk_node *node)
 {
     struct blkdebug *s = node->state;
-    struct transition *t, *next;
 
-    blkdebug_clear(node);
-    list_for_each_safe(t, next, &s->transitions, link) {
-        list_remove(&t->link);
-        free(t);
-    }
+    blkdebug_rules_finish(&s->rules);
     co_rwlock_finish(&s->rewrite);
-    pthread_mutex_destroy(&s->lock);
     return 0;
 }
 
@@ -411,7 +171,8 @@ static void blkdebug_map(struct blk_node *node, enum blk_op op, unsigned flags, 
 {
     struct blkdebug *s = node->state;
 
-    if (atomic_load_explicit(&s->active, memory_order_relaxed) || filter_grows(node, op, offset, length)) {
+    if (s->limited || atomic_load_explicit(&s->rules.any, memory_order_relaxed) ||
+        filter_grows(node, op, offset, length)) {
         extent->kind = BLK_SLOW;
         extent->flags = 0;
         extent->length = length;
@@ -420,24 +181,26 @@ static void blkdebug_map(struct blk_node *node, enum blk_op op, unsigned flags, 
     filter_map_to_child(node, offset, length, extent);
 }
 
-static coroutine_fn int blkdebug_co_extent(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent)
+static coroutine_fn int blkdebug_co_extent(struct blk_node *node, uint64_t offset, uint64_t length,
+                                           struct blk_extent *extent)
 {
     filter_map_to_child(node, offset, length, extent);
-    return co_judge(node->state, TYPE_BLOCK_STATUS, offset, length, NULL);
+    return co_judge(node->state, BLKDEBUG_BLOCK_STATUS, offset, length, NULL);
 }
 
 /* One piece that keeps to the limits; the buffer is the whole of it. */
 static coroutine_fn int co_read_piece(struct blk_node *node, uint64_t offset, char *buffer, uint64_t length)
 {
-    int ret = co_judge(node->state, TYPE_READ, offset, length, NULL);
+    int ret = co_judge(node->state, BLKDEBUG_READ, offset, length, NULL);
 
     return ret < 0 ? ret : blk_co_read(node->file, offset, buffer, length);
 }
 
-static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, const char *buffer, uint64_t length, unsigned flags)
+static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, const char *buffer, uint64_t length,
+                                       unsigned flags)
 {
     bool cut;
-    int ret = co_judge(node->state, TYPE_WRITE, offset, length, &cut);
+    int ret = co_judge(node->state, BLKDEBUG_WRITE, offset, length, &cut);
 
     if (ret < 0 && cut && length > BLK_SECTOR_SIZE) {
         uint64_t half = align_down(length / 2, BLK_SECTOR_SIZE);
@@ -491,7 +254,8 @@ static coroutine_fn int co_transfer(struct blk_node *node, const struct blocks *
     return ret;
 }
 
-static coroutine_fn int blkdebug_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+static coroutine_fn int blkdebug_co_read(struct blk_node *node, uint64_t offset, uint64_t length,
+                                         const struct iovec *iov, int iov_count)
 {
     struct blocks b;
     int ret = blocks_init(node, offset, length, &b);
@@ -504,8 +268,8 @@ static coroutine_fn int blkdebug_co_read(struct blk_node *node, uint64_t offset,
     return ret;
 }
 
-static coroutine_fn int blkdebug_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                          int iov_count, unsigned flags)
+static coroutine_fn int blkdebug_co_write(struct blk_node *node, uint64_t offset, uint64_t length,
+                                          const struct iovec *iov, int iov_count, unsigned flags)
 {
     struct blkdebug *s = node->state;
     struct blocks b;
@@ -537,7 +301,8 @@ static uint64_t unit_of(uint64_t align, uint64_t optimum)
     return unit ? unit : 1;
 }
 
-static coroutine_fn int blkdebug_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags)
+static coroutine_fn int blkdebug_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length,
+                                                 unsigned flags)
 {
     struct blkdebug *s = node->state;
     uint64_t unit = unit_of(s->align, s->opt_zeroes);
@@ -548,7 +313,7 @@ static coroutine_fn int blkdebug_co_write_zeroes(struct blk_node *node, uint64_t
         return -ENOTSUP;
     for (uint64_t done = 0; done < length && ret == 0; done += max) {
         uint64_t piece = MIN(max, length - done);
-        ret = co_judge(s, TYPE_WRITE_ZEROES, offset + done, piece, NULL);
+        ret = co_judge(s, BLKDEBUG_WRITE_ZEROES, offset + done, piece, NULL);
         if (ret == 0)
             ret = blk_co_write_zeroes(node->file, offset + done, piece, flags);
     }
@@ -566,7 +331,7 @@ static coroutine_fn int blkdebug_co_discard(struct blk_node *node, uint64_t offs
 
     for (; start < end && ret == 0; start += MIN(max, end - start)) {
         uint64_t piece = MIN(max, end - start);
-        ret = co_judge(s, TYPE_DISCARD, start, piece, NULL);
+        ret = co_judge(s, BLKDEBUG_DISCARD, start, piece, NULL);
         if (ret == 0)
             ret = blk_co_discard(node->file, start, piece);
     }
@@ -575,12 +340,13 @@ static coroutine_fn int blkdebug_co_discard(struct blk_node *node, uint64_t offs
 
 static coroutine_fn int blkdebug_co_flush(struct blk_node *node)
 {
-    int ret = co_judge(node->state, TYPE_FLUSH, 0, 0, NULL);
+    int ret = co_judge(node->state, BLKDEBUG_FLUSH, 0, 0, NULL);
 
     return ret < 0 ? ret : blk_co_flush(node->file);
 }
 
-static coroutine_fn int blkdebug_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+static coroutine_fn int blkdebug_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                             struct error **errp)
 {
     int ret = blk_co_truncate(node->file, size, exact, prealloc, errp);
 

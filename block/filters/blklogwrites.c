@@ -4,10 +4,11 @@
  * format with a clock (block/logwrites.h says what a log means). Options as QEMU's.
  *
  * The rule that makes a log a true history: the clock ticks before a request goes to the child (`began`) and after it
- * came back (`ended`); a change takes its place in the log when it has ended and before it is acknowledged; a flush takes
- * its place when it begins, since what ends later is not covered, and is written there when it has ended. A flush that failed
- * leaves a mark. With O_DSYNC every write is logged as FUA; in cache mode unsafe nothing is durable, so neither flush nor
- * FUA is logged. A change that failed may have happened or not, for ever: its `ended` is LOGWRITES_NEVER.
+ * came back (`ended`); a change takes its place in the log when it has ended and before it is acknowledged; a flush
+ * takes its place when it begins, since what ends later is not covered, and is written there when it has ended. A
+ * flush that failed leaves a mark. With O_DSYNC every write is logged as FUA; in cache mode unsafe nothing is
+ * durable, so neither flush nor FUA is logged. A change that failed may have happened or not, for ever: its `ended`
+ * is LOGWRITES_NEVER.
  *
  * The log has whole sectors: a write of parts of a sector is made one of whole sectors here, alone on the node.
  */
@@ -44,7 +45,10 @@ struct blklogwrites {
 static const struct opt_desc blklogwrites_options[] = {
     { .name = "log-sector-size", .type = OPT_SIZE, .def = "512", .help = "Log sector size" },
     { .name = "log-append", .type = OPT_BOOL, .def = "off", .help = "Append to an existing log" },
-    { .name = "log-super-update-interval", .type = OPT_NUMBER, .def = "4096", .help = "Log superblock update interval (# of write requests)" },
+    { .name = "log-super-update-interval",
+      .type = OPT_NUMBER,
+      .def = "4096",
+      .help = "Log superblock update interval (# of write requests)" },
     { 0 },
 };
 
@@ -141,10 +145,7 @@ static coroutine_fn int co_log_change(struct blklogwrites *s, struct record *r, 
     return result < 0 ? result : ret;
 }
 
-uint64_t logwrites_now(struct blk_node *node)
-{
-    return tick(node->state);
-}
+uint64_t logwrites_now(struct blk_node *node) { return tick(node->state); }
 
 coroutine_fn int logwrites_co_mark(struct blk_node *node, const char *text)
 {
@@ -179,7 +180,8 @@ static coroutine_fn int co_find_end(struct blklogwrites *s, struct error **errp)
         sectors = load_le64(sector + offsetof(struct log_entry, sectors));
         if (load_le64(sector + offsetof(struct log_entry, flags)) & LOGWRITES_DISCARD)
             sectors = 0; /* they have no data */
-        if (!checked_mul(sectors, s->sector_size, &bytes) || !checked_add(at + s->sector_size, bytes, &at) || at > INT64_MAX)
+        if (!checked_mul(sectors, s->sector_size, &bytes) || !checked_add(at + s->sector_size, bytes, &at) ||
+            at > INT64_MAX)
             return error_set(errp, -EINVAL, "Log entry %" PRIu64 " lies outside of the log", i);
     }
     s->next_sector = at / s->sector_size;
@@ -248,7 +250,8 @@ static int read_log_options(struct blklogwrites *s, struct opts *opts, bool *app
     return 0;
 }
 
-static coroutine_fn int co_open_log(struct blk_node *node, struct opts *opts, unsigned flags, bool append, struct error **errp)
+static coroutine_fn int co_open_log(struct blk_node *node, struct opts *opts, unsigned flags, bool append,
+                                    struct error **errp)
 {
     struct blklogwrites *s = node->state;
     /* A log need not outlive a power cut itself. */
@@ -261,7 +264,8 @@ static coroutine_fn int co_open_log(struct blk_node *node, struct opts *opts, un
     return append && blk_node_size(s->log) ? co_append(s, errp) : new_generation(s, errp);
 }
 
-static coroutine_fn int blklogwrites_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
+static coroutine_fn int blklogwrites_co_open(struct blk_node *node, struct opts *opts, unsigned flags,
+                                             struct error **errp)
 {
     struct blklogwrites *s = node->state;
     bool append = false;
@@ -294,8 +298,8 @@ static coroutine_fn int blklogwrites_co_close(struct blk_node *node)
     return ret;
 }
 
-static void blklogwrites_child_perm(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm,
-                                    unsigned *child_shared)
+static void blklogwrites_child_perm(struct blk_node *node, const char *role, unsigned perm, unsigned shared,
+                                    unsigned *child_perm, unsigned *child_shared)
 {
     if (strcmp(role, "log") == 0) {
         *child_perm = BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE | BLK_PERM_RESIZE;
@@ -334,8 +338,8 @@ static void fill_from_iov(uint8_t *buffer, const struct iovec *iov, int iov_coun
 }
 
 /* The data is copied: the log and the disk get the same bytes whatever a guest does to its memory meanwhile. */
-static coroutine_fn int blklogwrites_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                              int iov_count, unsigned flags)
+static coroutine_fn int blklogwrites_co_write(struct blk_node *node, uint64_t offset, uint64_t length,
+                                              const struct iovec *iov, int iov_count, unsigned flags)
 {
     struct blklogwrites *s = node->state;
     struct record r = { .flags = log_flags(node, flags), .offset = align_down(offset, s->sector_size) };
@@ -352,7 +356,8 @@ static coroutine_fn int blklogwrites_co_write(struct blk_node *node, uint64_t of
         co_rwlock_write(&s->rewrite);
         ret = blk_co_read(node->file, r.offset, buffer, s->sector_size);
         if (ret == 0 && r.length > s->sector_size)
-            ret = blk_co_read(node->file, r.offset + r.length - s->sector_size, buffer + r.length - s->sector_size, s->sector_size);
+            ret = blk_co_read(node->file, r.offset + r.length - s->sector_size, buffer + r.length - s->sector_size,
+                              s->sector_size);
     }
     if (ret == 0) {
         fill_from_iov(buffer + head, iov, iov_count);
@@ -366,7 +371,8 @@ static coroutine_fn int blklogwrites_co_write(struct blk_node *node, uint64_t of
     return ret;
 }
 
-static coroutine_fn int blklogwrites_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags)
+static coroutine_fn int blklogwrites_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length,
+                                                     unsigned flags)
 {
     struct blklogwrites *s = node->state;
     struct record r = { .flags = log_flags(node, flags), .offset = offset, .length = length };
@@ -422,7 +428,8 @@ static coroutine_fn int blklogwrites_co_flush(struct blk_node *node)
     return ret < 0 ? ret : log_ret;
 }
 
-static coroutine_fn int blklogwrites_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+static coroutine_fn int blklogwrites_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                                 struct error **errp)
 {
     struct blklogwrites *s = node->state;
     AUTO_FREE char *text = xasprintf("truncate %" PRIu64, size);
@@ -434,7 +441,10 @@ static coroutine_fn int blklogwrites_co_truncate(struct blk_node *node, uint64_t
         return ret;
     atomic_store(&node->size, blk_node_size(node->file));
     if (blk_node_size(node) < old && start < old) {
-        struct record cut = { .flags = LOGWRITES_DISCARD, .offset = start, .length = align_down(old - start, s->sector_size), .began = r.began };
+        struct record cut = { .flags = LOGWRITES_DISCARD,
+                              .offset = start,
+                              .length = align_down(old - start, s->sector_size),
+                              .began = r.began };
         ret = co_log_change(s, &cut, 0);
     }
     if (ret == 0)

@@ -8,7 +8,8 @@ static inline void filter_grow(struct blk_node *node)
 {
     uint64_t size = blk_node_size(node), now = blk_node_size(node->file);
 
-    while (now > size && !atomic_compare_exchange_weak_explicit(&node->size, &size, now, memory_order_relaxed, memory_order_relaxed))
+    while (now > size &&
+           !atomic_compare_exchange_weak_explicit(&node->size, &size, now, memory_order_relaxed, memory_order_relaxed))
         ;
 }
 
@@ -18,7 +19,8 @@ static inline bool filter_grows(struct blk_node *node, enum blk_op op, uint64_t 
     return op != BLK_OP_READ && op != BLK_OP_FLUSH && offset + length > blk_node_size(node);
 }
 
-static inline void filter_map_to_child(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent)
+static inline void filter_map_to_child(struct blk_node *node, uint64_t offset, uint64_t length,
+                                       struct blk_extent *extent)
 {
     extent->kind = BLK_DATA;
     extent->flags = BLK_EXTENT_RAW | BLK_EXTENT_RECURSE;

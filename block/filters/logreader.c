@@ -2,9 +2,10 @@
 /*
  * Reading a log of writes (block/logwrites.h): the entries into memory, their data on demand.
  *
- * Each entry gets the clock from which on it is durable: the smallest end of all flushes that began after it ended. A log
- * without a clock, of another program, is taken to have done one thing after the other. Reading stops at the first entry
- * that was never written (the program that logged was killed), or that is of an older log in the same file.
+ * Each entry gets the clock from which on it is durable: the smallest end of all flushes that began after it ended. A
+ * log without a clock, of another program, is taken to have done one thing after the other. Reading stops at the
+ * first entry that was never written (the program that logged was killed), or that is of an older log in the same
+ * file.
  */
 #include <base/checked.h>
 #include <base/compiler.h>
@@ -125,7 +126,8 @@ static int read_entry(struct logwrites *log, uint64_t *at, uint8_t *sector, cons
     sectors = load_le64(sector + offsetof(struct log_entry, sectors));
     if (!checked_mul(sectors, log->sector_size, &length) ||
         !checked_mul(load_le64(sector + offsetof(struct log_entry, sector)), log->sector_size, &offset) ||
-        !checked_add(*at, log->sector_size, &next) || !checked_add(next, flags & LOGWRITES_DISCARD ? 0 : length, &next) || next > INT64_MAX)
+        !checked_add(*at, log->sector_size, &next) ||
+        !checked_add(next, flags & LOGWRITES_DISCARD ? 0 : length, &next) || next > INT64_MAX)
         return error_set(errp, -EINVAL, "'%s': entry %zu lies outside of the log", path, log->count);
 
     struct logwrites_entry *e = new_entry(log);
@@ -238,25 +240,16 @@ void logwrites_close(struct logwrites *log)
     free(log);
 }
 
-size_t logwrites_count(const struct logwrites *log)
-{
-    return log->count;
-}
+size_t logwrites_count(const struct logwrites *log) { return log->count; }
 
 const struct logwrites_entry *logwrites_entry(const struct logwrites *log, size_t index)
 {
     return &log->entries[index];
 }
 
-uint64_t logwrites_sector_size(const struct logwrites *log)
-{
-    return log->sector_size;
-}
+uint64_t logwrites_sector_size(const struct logwrites *log) { return log->sector_size; }
 
-uint64_t logwrites_end(const struct logwrites *log)
-{
-    return log->end;
-}
+uint64_t logwrites_end(const struct logwrites *log) { return log->end; }
 
 int logwrites_read(const struct logwrites *log, size_t index, uint64_t skip, void *buffer, size_t length)
 {

@@ -3,13 +3,14 @@
 time wanted, run() does that much and says how fast it was.
 
 A speed is requests a second over the time that the program itself measures, from its first request to its last. The
-processor time is that of the whole process for the two bench commands (so its start is in it: a few milliseconds), and fio's own
-account of its job's thread for fio."""
+processor time is that of all the program's threads, those that the kernel runs for its io_uring included, less what a run with a
+single request takes."""
 
 import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 from dataclasses import dataclass
 
@@ -24,15 +25,20 @@ class Sample:
     cpu_us: float  # of processor time a request
 
 
+def processor_seconds():
+    """Of all programs run so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def run_program(command, env=None, timeout=120):
     """Output and processor time of a program; an exception with all it said where it fails."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = processor_seconds()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
                           timeout=timeout)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode}\n{done.stdout.decode()}{done.stderr.decode()}")
-    return done.stdout.decode(), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout.decode(), processor_seconds() - before
 
 
 class BenchCommand:
@@ -43,7 +49,7 @@ class BenchCommand:
         self.name, self.program, self.path, self.format = name, program, path, image_format
         self.cache, self.size, self.aio_choices = cache, size, aio
         self.random_option, self.extra = random_option, list(extra)
-        self.aio, self.count = aio[0], 0
+        self.aio, self.count, self.start_cpu = aio[0], 0, 0.0
 
     def command(self, job, count, aio):
         command = [self.program, "bench", "-f", self.format, "-t", self.cache, "-c", str(count), "-d", str(job.depth),
@@ -64,9 +70,10 @@ class BenchCommand:
         if not match:
             raise RuntimeError(f"{self.program} bench says nothing of how long it took:\n{output}")
         seconds = max(float(match[1]), 0.001)
-        return Sample(count / seconds, cpu / count * 1e6), seconds
+        return Sample(count / seconds, max(cpu - self.start_cpu, 0) / count * 1e6), seconds
 
     def prepare(self, job, seconds):
+        self.start_cpu = run_program(self.command(job, 1, self.aio))[1]
         best = 0.0
         # Where there is a choice, each is tried twice: one bad moment must not make us choose a slow one.
         for aio in self.aio_choices * (2 if len(self.aio_choices) > 1 else 1):
@@ -95,30 +102,41 @@ class Fio:
 
     def __init__(self, name, path, cache, work, best=False):
         self.name, self.path, self.cache, self.best = name, path, cache, best
-        self.job_file, self.seconds = JOB_FILE, 0.0
-        if best:
-            with open(JOB_FILE, encoding="utf-8") as file:
-                text = file.read()
-            added = text.replace("ioengine=io_uring\n", "ioengine=io_uring\n" + "\n".join(FIO_BEST) + "\n")
-            if added == text:
-                raise RuntimeError(f"{JOB_FILE} has no line 'ioengine=io_uring' to add options after")
-            self.job_file = os.path.join(work, "best.fio")
-            with open(self.job_file, "w", encoding="utf-8") as file:
-                file.write(added)
+        self.seconds, self.start_cpu = 0.0, 0.0
+        options = FIO_BEST if best else []
+        self.job_file = self.derive(work, name, options)
+        self.start_file = self.derive(work, name + " start", options + ["number_ios=1"])
 
-    def prepare(self, job, seconds):
-        self.seconds = seconds
+    @staticmethod
+    def derive(work, name, options):
+        """jobs.fio with more options for every job; the file's path."""
+        with open(JOB_FILE, encoding="utf-8") as file:
+            text = file.read()
+        added = text.replace("ioengine=io_uring\n", "\n".join(["ioengine=io_uring", *options, ""]))
+        if options and added == text:
+            raise RuntimeError(f"{JOB_FILE} has no line 'ioengine=io_uring' to add options after")
+        path = os.path.join(work, name.replace(" ", "-") + ".fio")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(added)
+        return path
 
-    def run(self, job):
+    def fio(self, job, job_file):
+        """What fio reports of the job, and the processor time of all of fio."""
         env = dict(os.environ, FILE=self.path, DIRECT="1" if self.cache == "none" else "0",
                    SECONDS=f"{int(self.seconds * 1000)}ms")
-        output, _ = run_program(["fio", f"--section={job.name}", "--output-format=json", self.job_file], env)
+        output, cpu = run_program(["fio", f"--section={job.name}", "--output-format=json", job_file], env)
         result = json.loads(output[output.index("{"):])["jobs"][0]
         if result["error"]:
             raise RuntimeError(f"fio: error {result['error']}\n{output}")
-        side = result["write" if job.write else "read"]
-        cpu = (result["usr_cpu"] + result["sys_cpu"]) / 100 * result["job_runtime"] * 1000
-        return Sample(side["iops"], cpu / max(side["total_ios"], 1))
+        return result["write" if job.write else "read"], cpu
+
+    def prepare(self, job, seconds):
+        self.seconds = seconds
+        self.start_cpu = statistics.median(self.fio(job, self.start_file)[1] for _ in range(3))
+
+    def run(self, job):
+        side, cpu = self.fio(job, self.job_file)
+        return Sample(side["iops"], max(cpu - self.start_cpu, 0) / max(side["total_ios"], 1) * 1e6)
 
     def how(self):
         return " ".join("--" + option for option in FIO_BEST) if self.best else ""

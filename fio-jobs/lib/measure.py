@@ -3,8 +3,49 @@
 other (every other round backwards), a ratio is taken within a round, and the median over the rounds counts. What slows the
 machine for longer than a round slows all of them; what is shorter spoils one round."""
 
+import os
 import statistics
+import time
 from dataclasses import dataclass, field
+
+from contenders import processor_seconds
+
+# Of all processors. Above it, a speed says more of the neighbours than of the program.
+QUIET = 0.1
+
+
+class Neighbours:
+    """How much of the processors programs that are not ours have used since start()."""
+
+    @staticmethod
+    def machine():
+        """Busy seconds of all processors, time taken by the hypervisor for others included."""
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal = (int(n) for n in file.readline().split()[1:9])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def ours():
+        times = os.times()
+        return processor_seconds() + times.user + times.system
+
+    def start(self):
+        self.began, self.busy, self.own = time.monotonic(), self.machine(), self.ours()
+        return self
+
+    def share(self):
+        used = (self.machine() - self.busy) - (self.ours() - self.own)
+        return max(used, 0) / (time.monotonic() - self.began) / os.cpu_count()
+
+
+def wait_for_quiet(seconds):
+    """Returns when the neighbours are quiet for a second, or after `seconds`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        neighbours = Neighbours().start()
+        time.sleep(1)
+        if neighbours.share() <= QUIET:
+            break
 
 
 @dataclass
@@ -35,9 +76,11 @@ def measure(job, programs, seconds, rounds, between=None):
     return series
 
 
-def ratio(series, name, to, what="iops"):
-    """Median of the rounds' ratios of speeds. With what="cpu_us": how much less processor time, so that more is better."""
-    pairs = zip(series[name].samples, series[to].samples)
-    if what == "cpu_us":
-        return statistics.median(b.cpu_us / max(a.cpu_us, 1e-9) for a, b in pairs)
-    return statistics.median(a.iops / b.iops for a, b in pairs)
+def ratio(series, name, to):
+    """How many times as fast: the median of the rounds' ratios."""
+    return statistics.median(a.iops / b.iops for a, b in zip(series[name].samples, series[to].samples))
+
+
+def thrift(series, name, to):
+    """How many times as many requests for the same processor time: a ratio of medians, as one short run has too little of it."""
+    return series[to].cpu_us / max(series[name].cpu_us, 1e-3)

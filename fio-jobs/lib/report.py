@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 import goals
-from measure import ratio
+from measure import QUIET, ratio, thrift
 
 # (heading, faster, slower): what is worth comparing. Like with like: fio reads the raw file only.
 RATIOS = (
@@ -32,6 +32,7 @@ class Result:
     cache: str
     job: object
     series: dict
+    neighbours: float  # share of the processors that other programs used meanwhile
 
     @property
     def name(self):
@@ -76,11 +77,11 @@ def as_json(host, results):
     return {
         "about": host,
         "results": [{
-            "place": r.place, "cache": r.cache, "job": r.job.name,
+            "place": r.place, "cache": r.cache, "job": r.job.name, "neighbours": r.neighbours,
             "contenders": {name: {
                 "how": s.how, "iops": s.iops, "cpu_us": s.cpu_us, "iops_samples": [x.iops for x in s.samples],
                 "cpu_us_samples": [x.cpu_us for x in s.samples]} for name, s in r.series.items()},
-            "ratios": {heading: {"iops": ratio(r.series, a, b), "cpu": ratio(r.series, a, b, "cpu_us")}
+            "ratios": {heading: {"iops": ratio(r.series, a, b), "cpu": thrift(r.series, a, b)}
                        for heading, a, b in RATIOS},
             "goals": [{"name": v.goal.name, "to": v.goal.to, "at_least": v.goal.at_least, "value": v.value, "verdict": v.word}
                       for v in verdicts(r)],
@@ -109,7 +110,7 @@ def section(place, cache, results):
     speeds = [["job"] + names] + [[r.job.name] + [speed(r.series[n]) for n in names] for r in results]
     ratios = [["job"] + [heading for heading, _, _ in RATIOS]]
     for r in results:
-        ratios.append([r.job.name] + [f"{ratio(r.series, a, b):.2f} ({ratio(r.series, a, b, 'cpu_us'):.2f})" for _, a, b in RATIOS])
+        ratios.append([r.job.name] + [f"{ratio(r.series, a, b):.2f} ({thrift(r.series, a, b):.2f})" for _, a, b in RATIOS])
     return f"## {place}, cache={cache}\n\n{table(speeds)}\n\n{table(ratios)}\n"
 
 
@@ -120,6 +121,9 @@ def as_markdown(host, results):
     lines += [f"- {name}: {version}" for name, version in host["versions"].items()]
     lines += [f"- {place}: {what}" for place, what in host["places"].items()]
     lines += ["", LEGEND, ""]
+    busy = max((r.neighbours for r in results), default=0)
+    if busy > QUIET:
+        lines += [f"**Other programs used up to {busy:.0%} of the processors meanwhile: these numbers say little.**", ""]
     groups = {}
     for result in results:
         groups.setdefault((result.place, result.cache), []).append(result)
@@ -127,6 +131,6 @@ def as_markdown(host, results):
         lines.append(section(place, cache, members))
     judged = [(r, v) for r in results for v in verdicts(r)]
     if judged:
-        lines += ["## Goals", "", "`device`: the device gives fio itself no more than this, and img-tool no less than fio.", ""]
+        lines += ["## Goals", "", "`device`: the device is what limits the speed, and the goal is met in processor time.", ""]
         lines += [f"- {r.name}: {v.line()}" for r, v in judged]
     return "\n".join(lines).rstrip() + "\n"

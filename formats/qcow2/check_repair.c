@@ -166,8 +166,12 @@ static coroutine_fn int co_check_all(struct qcow2_checker *c)
         ret = co_fix_refcounts(c, other);
     if (ret == 0 && c->fix)
         ret = qcow2_co_settle(s);
+    /* The flags follow from the refcounts: where these are all right now, mending them is no more than mending leaks. */
+    unsigned fix = c->fix;
+    if (fix && !c->check->corruptions && !c->check->leaks && !c->check->check_errors)
+        fix |= BLK_FIX_ERRORS;
     if (ret == 0)
-        ret = qcow2_co_check_copied(c, c->fix);
+        ret = qcow2_co_check_copied(c, fix);
     if (ret == 0 && c->fix)
         ret = qcow2_co_settle(s);
     if (ret == 0 && c->fix && !c->check->corruptions && !c->check->check_errors)

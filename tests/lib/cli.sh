@@ -46,3 +46,21 @@ each_line()
         "$@" "${words[@]}"
     done
 }
+
+# map_of FILE: where data, zeroes and holes are, one extent a line. Inside what a layer stores, holes of the host's file do
+# not count: whether a cluster's unwritten rest is one is up to the writer.
+map_of()
+{
+    qemu-img map --output=json "$1" | python3 -c '
+import json, sys
+last = None
+for e in json.load(sys.stdin):
+    kind = (e["depth"], e["present"], e["data"], e["zero"] and not e["data"])
+    if last and last[0] == kind:
+        last[2] += e["length"]
+        continue
+    if last:
+        print(*last)
+    last = [kind, e["start"], e["length"]]
+print(*last or ())'
+}

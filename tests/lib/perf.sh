@@ -15,7 +15,7 @@ make_images()
     "$IMG_TOOL" convert -f raw -O qcow2 "$raw" "$qcow2"
 }
 
-# A folder on tmpfs with O_DIRECT: there a request completes while it is submitted, so counts do not depend on timing.
+# A folder on tmpfs with O_DIRECT: no device whose speed would decide what is counted.
 tmpfs_folder()
 {
     [[ $(stat -f -c %T /dev/shm 2>/dev/null) == tmpfs ]] || skip "needs a tmpfs in /dev/shm"

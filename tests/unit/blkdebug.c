@@ -50,7 +50,8 @@ static const char *const kinds[] = { "read", "write", "write-zeroes", "discard",
 static int co_types_test(void *arg)
 {
     for (size_t fail = 0; fail < ARRAY_SIZE(kinds); fail++) {
-        char *rules = xasprintf(",inject-error.0.event=none,inject-error.0.iotype=%s,inject-error.0.errno=28", kinds[fail]);
+        char *rules = xasprintf(",inject-error.0.event=none,inject-error.0.iotype=%s,inject-error.0.errno=28",
+                                kinds[fail]);
         struct blk_node *node = co_debug(rules);
         for (size_t kind = 0; kind < ARRAY_SIZE(kinds); kind++)
             assert_int_equal(co_do(node, kinds[kind], 4096, 4096), kind == fail ? -ENOSPC : 0);
@@ -64,14 +65,12 @@ static int co_types_test(void *arg)
     return 0;
 }
 
-static void types_of_io(void **state)
-{
-    run_with_file(state, co_types_test);
-}
+static void types_of_io(void **state) { run_with_file(state, co_types_test); }
 
 static int co_rules_test(void *arg)
 {
-    struct blk_node *node = co_debug(",inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.sector=1,inject-error.0.once=on");
+    struct blk_node *node = co_debug(
+        ",inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.sector=1,inject-error.0.once=on");
     struct error *error = NULL;
 
     assert_int_equal(co_do(node, "read", 0, 512), 0);
@@ -109,16 +108,14 @@ static int co_rules_test(void *arg)
     return 0;
 }
 
-static void sectors_counts_delays_and_short_writes(void **state)
-{
-    run_with_file(state, co_rules_test);
-}
+static void sectors_counts_delays_and_short_writes(void **state) { run_with_file(state, co_rules_test); }
 
 static int co_states_test(void *arg)
 {
-    struct blk_node *node = co_debug(",inject-error.0.iotype=write,inject-error.0.state=2,set-state.0.event=flush_to_disk,"
-                                     "set-state.0.state=1,set-state.0.new_state=2,set-state.1.event=read_aio,set-state.1.state=2,"
-                                     "set-state.1.new_state=3");
+    struct blk_node *node = co_debug(
+        ",inject-error.0.iotype=write,inject-error.0.state=2,set-state.0.event=flush_to_disk,"
+        "set-state.0.state=1,set-state.0.new_state=2,set-state.1.event=read_aio,set-state.1.state=2,"
+        "set-state.1.new_state=3");
 
     assert_int_equal(co_do(node, "write", 0, 512), 0);
     assert_int_equal(co_do(node, "read", 0, 512), 0); /* not from state 1 */
@@ -132,10 +129,7 @@ static int co_states_test(void *arg)
     return 0;
 }
 
-static void states_follow_events(void **state)
-{
-    run_with_file(state, co_states_test);
-}
+static void states_follow_events(void **state) { run_with_file(state, co_states_test); }
 
 static int co_limits_test(void *arg)
 {
@@ -145,7 +139,8 @@ static int co_limits_test(void *arg)
 
     assert_int_equal(node->limits.request_alignment, 4096);
     for (int i = 0; i < 200; i++) {
-        uint64_t offset = (uint64_t)rand_r(&seed) % sizeof(model), length = 1 + (uint64_t)rand_r(&seed) % (sizeof(model) - offset);
+        uint64_t offset = (uint64_t)rand_r(&seed) % sizeof(model),
+                 length = 1 + (uint64_t)rand_r(&seed) % (sizeof(model) - offset);
         memset(buffer, rand_r(&seed), length);
         memcpy(model + offset, buffer, length);
         assert_int_equal(blk_co_write(node, offset, buffer, length, 0), 0);
@@ -173,10 +168,7 @@ static int co_limits_test(void *arg)
     return 0;
 }
 
-static void limits_are_kept_and_bytes_survive(void **state)
-{
-    run_with_file(state, co_limits_test);
-}
+static void limits_are_kept_and_bytes_survive(void **state) { run_with_file(state, co_limits_test); }
 
 static int co_idle_test(void *arg)
 {
@@ -201,10 +193,7 @@ static int co_idle_test(void *arg)
     return 0;
 }
 
-static void idle_nodes_are_transparent(void **state)
-{
-    run_with_file(state, co_idle_test);
-}
+static void idle_nodes_are_transparent(void **state) { run_with_file(state, co_idle_test); }
 
 int main(void)
 {

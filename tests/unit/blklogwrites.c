@@ -108,7 +108,8 @@ static int co_sequence_test(void *arg)
     assert_entry(log, i, LOGWRITES_MARK, 0, 0);
     assert_string_equal(logwrites_entry(log, i++)->mark, "truncate 524288");
     assert_true(logwrites_end(log) == now);
-    assert_int_equal(logwrites_fate(logwrites_entry(log, 0), now), cache & BLK_O_NO_FLUSH ? LOGWRITES_MAYBE : LOGWRITES_DURABLE);
+    assert_int_equal(logwrites_fate(logwrites_entry(log, 0), now),
+                     cache & BLK_O_NO_FLUSH ? LOGWRITES_MAYBE : LOGWRITES_DURABLE);
     assert_int_equal(logwrites_read(log, 0, 1, back, 512), -EINVAL);
     logwrites_close(log);
     return 0;
@@ -142,19 +143,17 @@ static coroutine_fn void worker_co(void *arg)
     uint8_t buffer[16384];
 
     for (int i = 0; i < 60; i++) {
-        uint64_t offset = (uint64_t)rand_r(&w->seed) % (SLICE - 2 * sizeof(buffer)), length = 1 + (uint64_t)rand_r(&w->seed) % sizeof(buffer);
+        uint64_t offset = (uint64_t)rand_r(&w->seed) % (SLICE - 2 * sizeof(buffer)),
+                 length = 1 + (uint64_t)rand_r(&w->seed) % sizeof(buffer);
         int ret = 0;
         offset += w->base;
         memset(buffer, rand_r(&w->seed), sizeof(buffer));
         switch (rand_r(&w->seed) % 8) {
-        case 0:
-            ret = blk_co_flush(w->node);
-            break;
+        case 0: ret = blk_co_flush(w->node); break;
         case 1:
             ret = blk_co_write_zeroes(w->node, align_down(offset, 512), align_up(length, 512), BLK_REQ_MAY_UNMAP);
             break;
-        default:
-            ret = blk_co_write(w->node, offset, buffer, length, rand_r(&w->seed) % 4 ? 0 : BLK_REQ_FUA);
+        default: ret = blk_co_write(w->node, offset, buffer, length, rand_r(&w->seed) % 4 ? 0 : BLK_REQ_FUA);
         }
         assert_int_equal(ret, 0);
     }
@@ -171,7 +170,9 @@ static int co_replay_test(void *arg)
     uint8_t *replayed = xcalloc(1, MIB), *content = xmalloc(MIB);
 
     for (unsigned i = 0; i < WORKERS; i++)
-        workers[i] = (struct worker){ .node = node, .base = i * SLICE, .seed = i + 1, .left = &left, .main = co_self() };
+        workers[i] = (struct worker){
+            .node = node, .base = i * SLICE, .seed = i + 1, .left = &left, .main = co_self()
+        };
     for (unsigned i = 0; i < WORKERS; i++)
         co_start(worker_co, &workers[i]);
     co_yield();
@@ -206,10 +207,7 @@ static int co_replay_test(void *arg)
     return 0;
 }
 
-static void the_whole_log_is_the_disk(void **state)
-{
-    run_with_files(state, co_replay_test, NULL);
-}
+static void the_whole_log_is_the_disk(void **state) { run_with_files(state, co_replay_test, NULL); }
 
 /* ---- a write and a flush that overlap ---- */
 
@@ -231,10 +229,11 @@ static coroutine_fn void slow_write_co(void *arg)
 /* A: sector 0, before everything. B: sector 8, still under way when the flush begins and ends. C: after. */
 static int co_overlap_test(void *arg)
 {
-    char *file = xasprintf("file.driver=blkdebug,file.image.driver=file,file.image.filename=%s,file.inject-error.0.iotype=write,"
-                           "file.inject-error.0.sector=8,file.inject-error.0.errno=0,file.inject-error.0.delay-ns=50000000,"
-                           "file.inject-error.1.iotype=write,file.inject-error.1.sector=24",
-                           disk);
+    char *file = xasprintf(
+        "file.driver=blkdebug,file.image.driver=file,file.image.filename=%s,file.inject-error.0.iotype=write,"
+        "file.inject-error.0.sector=8,file.inject-error.0.errno=0,file.inject-error.0.delay-ns=50000000,"
+        "file.inject-error.1.iotype=write,file.inject-error.1.sector=24",
+        disk);
     struct blk_node *node = co_logged_on(file, 0, "");
     uint8_t buffer[512] = { 1 };
 
@@ -260,15 +259,17 @@ static int co_overlap_test(void *arg)
 
     struct logwrites *log = read_log();
     assert_int_equal(logwrites_count(log), 6);
-    const struct logwrites_entry *a = logwrites_entry(log, 0), *f = logwrites_entry(log, 1), *late = logwrites_entry(log, 2),
-                                 *fua = logwrites_entry(log, 3), *failed = logwrites_entry(log, 4);
+    const struct logwrites_entry *a = logwrites_entry(log, 0), *f = logwrites_entry(log, 1),
+                                 *late = logwrites_entry(log, 2), *fua = logwrites_entry(log, 3),
+                                 *failed = logwrites_entry(log, 4);
     assert_int_equal(f->flags, LOGWRITES_FLUSH);
     assert_int_equal(late->offset, 4096);
     assert_int_equal(logwrites_fate(a, at_start), LOGWRITES_NOT_YET);
     assert_int_equal(logwrites_fate(a, after_a), LOGWRITES_MAYBE);
     assert_int_equal(logwrites_fate(a, after_flush), LOGWRITES_DURABLE);
     assert_int_equal(logwrites_fate(late, after_a), LOGWRITES_NOT_YET);
-    assert_int_equal(logwrites_fate(late, after_flush), LOGWRITES_MAYBE); /* may have landed before the flush had ended */
+    assert_int_equal(logwrites_fate(late, after_flush),
+                     LOGWRITES_MAYBE); /* may have landed before the flush had ended */
     assert_int_equal(logwrites_fate(late, f->began + 1), LOGWRITES_MAYBE);
     assert_int_equal(logwrites_fate(late, after_b), LOGWRITES_MAYBE);
     assert_int_equal(logwrites_fate(late, at_end), LOGWRITES_DURABLE);
@@ -280,10 +281,7 @@ static int co_overlap_test(void *arg)
     return 0;
 }
 
-static void a_flush_covers_what_ended_before_it_began(void **state)
-{
-    run_with_files(state, co_overlap_test, NULL);
-}
+static void a_flush_covers_what_ended_before_it_began(void **state) { run_with_files(state, co_overlap_test, NULL); }
 
 /* ---- logs that go on, of others, and broken ones ---- */
 
@@ -311,8 +309,9 @@ static int co_append_test(void *arg)
         logwrites_close(log);
     }
     for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
-        char *line = xasprintf("driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s%s", disk, log_path,
-                               refused[i][0]);
+        char *line = xasprintf(
+            "driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s%s", disk, log_path,
+            refused[i][0]);
         co_assert_refused(line, BLK_O_RDWR, refused[i][1]);
         free(line);
     }
@@ -328,23 +327,24 @@ static int co_append_test(void *arg)
     struct error *error = NULL;
     assert_null(logwrites_open(log_path, &error));
     error_free(error);
-    char *line = xasprintf("driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s,log-append=on", disk, log_path);
+    char *line = xasprintf(
+        "driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s,log-append=on", disk,
+        log_path);
     co_assert_refused(line, BLK_O_RDWR, "Invalid log superblock magic");
     free(line);
     return 0;
 }
 
-static void logs_go_on_or_begin_anew(void **state)
-{
-    run_with_files(state, co_append_test, NULL);
-}
+static void logs_go_on_or_begin_anew(void **state) { run_with_files(state, co_append_test, NULL); }
 
 /* What qemu-io's blklogwrites wrote is read, and gone on with. */
 static int co_foreign_test(void *arg)
 {
     uint8_t buffer[512] = { 9 };
-    char *command = xasprintf("qemu-io --image-opts driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s "
-                              "-c 'write -P 7 4k 1k' -c flush -c 'discard 0 4k' -c 'write -P 8 0 512' >/dev/null", disk, log_path);
+    char *command = xasprintf(
+        "qemu-io --image-opts driver=blklogwrites,file.driver=file,file.filename=%s,log.driver=file,log.filename=%s "
+        "-c 'write -P 7 4k 1k' -c flush -c 'discard 0 4k' -c 'write -P 8 0 512' >/dev/null",
+        disk, log_path);
 
     assert_int_equal(system(command), 0);
     free(command);

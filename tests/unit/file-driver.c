@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The file driver against a model, on a disk and on tmpfs, in all cache modes, by ring, by workers, and without io_uring
- * at all; then its edges: the end of the file, growth, short transfers, what the host does not support, errors in words.
+ * The file driver against a model, on a disk and on tmpfs, in all cache modes, by ring, by workers, and without
+ * io_uring at all; then its edges: the end of the file, growth, short transfers, what the host does not support,
+ * errors in words.
  *
- * This program has its own preadv2, pwritev2, fdatasync and fallocate, in front of the C library's: the path through the
- * workers can be made to see short transfers, interruptions and failures, and calls are counted.
+ * This program has its own preadv2, pwritev2, fdatasync and fallocate, in front of the C library's: the path through
+ * the workers can be made to see short transfers, interruptions and failures, and calls are counted.
  */
 #include "image.h"
+#include "model.h"
 
 #include <base/checked.h>
 #include <linux/falloc.h>
@@ -16,10 +18,10 @@
 /* ---- the host's calls, with faults ---- */
 
 static struct {
-    atomic_int next_error;    /* the next transfer fails with this errno */
-    atomic_int shorten;       /* that many transfers are cut to 512 bytes */
-    atomic_int sync_error;    /* every fdatasync fails with this errno */
-    atomic_int no_fallocate;  /* modes (bits) that are -EOPNOTSUPP; ALLOCATE_BIT for mode 0 */
+    atomic_int next_error;   /* the next transfer fails with this errno */
+    atomic_int shorten;      /* that many transfers are cut to 512 bytes */
+    atomic_int sync_error;   /* every fdatasync fails with this errno */
+    atomic_int no_fallocate; /* modes (bits) that are -EOPNOTSUPP; ALLOCATE_BIT for mode 0 */
     atomic_int syncs, dsync_writes, fallocates;
 } host;
 #define ALLOCATE_BIT (1 << 20)
@@ -109,101 +111,20 @@ static void run(void **state, int (*fn)(void *arg), void *arg)
     assert_int_equal(co_run(test_loop(state), fn, arg), 0);
 }
 
-/* ---- a model ---- */
-
-#define MODEL_MAX (3u * MIB)
-
-struct model {
-    uint8_t *data;
-    uint64_t size;
-};
-
-static uint64_t random_state;
-
-static uint64_t random_below(uint64_t bound)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (random_state >> 33) % bound;
-}
-
-static int random_iov(uint8_t *buffer, uint64_t length, struct iovec *iov, int max)
-{
-    int count = 0;
-
-    while (length > 0 && count < max - 1) {
-        uint64_t part = 1 + random_below(length);
-        iov[count++] = (struct iovec){ buffer, part };
-        buffer += part;
-        length -= part;
-    }
-    if (length > 0)
-        iov[count++] = (struct iovec){ buffer, length };
-    return count;
-}
-
-static void model_grow(struct model *m, uint64_t end)
-{
-    if (end > m->size)
-        m->size = align_up(end, 512);
-}
-
-static coroutine_fn void co_random_step(struct blk_node *node, struct model *m, uint8_t *buffer)
-{
-    uint64_t offset = random_below(2 * MIB), length = 1 + random_below(random_below(2) ? 200 * KIB : 5000);
-    unsigned flags = random_below(3) ? 0 : BLK_REQ_FUA;
-    struct iovec iov[7];
-    int count = random_iov(buffer, length, iov, 1 + (int)random_below(ARRAY_SIZE(iov)));
-
-    if (random_below(2)) {
-        offset = align_down(offset, 4096);
-        length = align_up(length, 4096);
-        count = random_iov(buffer, length, iov, 1);
-    }
-    switch (random_below(6)) {
-    case 0:
-    case 1:
-        memset(buffer, (int)(1 + random_below(255)), length);
-        buffer[0] = (uint8_t)random_below(256);
-        memcpy(m->data + offset, buffer, length);
-        assert_int_equal(blk_co_writev(node, offset, length, iov, count, flags), 0);
-        model_grow(m, offset + length);
-        break;
-    case 2:
-        memset(m->data + offset, 0, length);
-        assert_int_equal(blk_co_write_zeroes(node, offset, length, flags | (random_below(2) ? BLK_REQ_MAY_UNMAP : 0)), 0);
-        model_grow(m, offset + length);
-        break;
-    case 3:
-        offset = MIN(offset, m->size);
-        length = MIN(length, m->size - offset);
-        assert_int_equal(blk_co_discard(node, offset, length), 0);
-        assert_int_equal(blk_co_read(node, offset, buffer, length), 0);
-        memcpy(m->data + offset, buffer, length); /* old or zeroes, whole sectors of it: whatever it is, it stays so */
-        break;
-    case 4:
-        assert_int_equal(blk_co_flush(node), 0);
-        break;
-    default:
-        memset(buffer, 0xa5, length);
-        assert_int_equal(blk_co_readv(node, offset, length, iov, count), 0);
-        assert_memory_equal(buffer, m->data + offset, length);
-        break;
-    }
-    assert_int_equal(blk_node_size(node), m->size);
-}
+/* ---- the model ---- */
 
 static int co_model_test(void *arg)
 {
     const struct mode *mode = arg;
     char *path = path_in(mode->folder, "model");
-    struct model m = { .data = xcalloc(1, MODEL_MAX), .size = MIB };
-    uint8_t *buffer = xmalloc(MODEL_MAX), *content = xcalloc(1, MODEL_MAX);
+    struct model m;
+    uint8_t *content = xcalloc(1, MODEL_MAX);
 
+    model_init(&m, MIB, true);
     make_file(path, m.size);
     struct blk_node *node = co_open(path, mode->aio, mode->flags | BLK_O_RDWR | BLK_O_UNMAP, NULL);
     assert_non_null(node);
-    for (int i = 0; i < 400; i++)
-        co_random_step(node, &m, buffer);
+    co_model_steps(&m, node, 400);
     assert_int_equal(blk_co_node_unref(node), 0);
 
     int fd = open(path, O_RDONLY);
@@ -213,8 +134,7 @@ static int co_model_test(void *arg)
     assert_memory_equal(content, m.data, MODEL_MAX);
     unlink(path);
     free(path);
-    free(m.data);
-    free(buffer);
+    model_finish(&m);
     free(content);
     return 0;
 }
@@ -224,10 +144,8 @@ static void random_operations_match_the_model(void **state)
     static const unsigned caches[] = { 0, BLK_O_DIRECT, BLK_O_DSYNC, BLK_O_DIRECT | BLK_O_DSYNC, BLK_O_NO_FLUSH };
     static const char *const aios[] = { "io_uring", "threads" };
     const char *const folders[] = { disk_folder, memory_folder };
-    const char *seed = getenv("SEED");
 
-    random_state = seed ? strtoull(seed, NULL, 0) : 42;
-    print_message("SEED=%llu\n", (unsigned long long)random_state);
+    model_seed();
     for (size_t f = 0; f < ARRAY_SIZE(folders); f++) {
         for (size_t a = 0; a < ARRAY_SIZE(aios); a++) {
             for (size_t c = 0; c < ARRAY_SIZE(caches); c++) {
@@ -284,7 +202,9 @@ static void reads_past_the_end_are_zero_and_writes_grow(void **state)
     const char *const folders[] = { disk_folder, memory_folder };
 
     for (int i = 0; i < 8; i++) {
-        struct mode mode = { .folder = folders[i & 1], .aio = i & 2 ? "threads" : "io_uring", .flags = i & 4 ? BLK_O_DIRECT : 0 };
+        struct mode mode = { .folder = folders[i & 1],
+                             .aio = i & 2 ? "threads" : "io_uring",
+                             .flags = i & 4 ? BLK_O_DIRECT : 0 };
         run(state, co_end_test, &mode);
     }
 }
@@ -320,7 +240,8 @@ static int co_many_vectors(void *arg)
 
 static void requests_may_have_any_number_of_vectors(void **state)
 {
-    struct mode ring = { .folder = disk_folder, .aio = "io_uring" }, threads = { .folder = disk_folder, .aio = "threads" };
+    struct mode ring = { .folder = disk_folder, .aio = "io_uring" },
+                threads = { .folder = disk_folder, .aio = "threads" };
 
     run(state, co_many_vectors, &ring);
     run(state, co_many_vectors, &threads);
@@ -381,10 +302,7 @@ static int co_fault_test(void *arg)
     return 0;
 }
 
-static void short_interrupted_and_failed_calls(void **state)
-{
-    run(state, co_fault_test, NULL);
-}
+static void short_interrupted_and_failed_calls(void **state) { run(state, co_fault_test, NULL); }
 
 /* Each fallocate mode that is missing is asked for once, and the bytes are zero all the same. */
 static int co_missing_modes_test(void *arg)
@@ -443,8 +361,11 @@ static int co_flush_test(void *arg)
         unsigned flags;
         int syncs;
     } cases[] = {
-        { 0, 3 }, { BLK_O_DIRECT, 3 }, { BLK_O_NO_FLUSH, 0 },
-        { BLK_O_DSYNC, 1 }, { BLK_O_DIRECT | BLK_O_DSYNC, 1 }, /* what was in the cache before the open, once */
+        { 0, 3 },
+        { BLK_O_DIRECT, 3 },
+        { BLK_O_NO_FLUSH, 0 },
+        { BLK_O_DSYNC, 1 },
+        { BLK_O_DIRECT | BLK_O_DSYNC, 1 }, /* what was in the cache before the open, once */
     };
 
     memset(buffer, 1, 4096);
@@ -471,10 +392,7 @@ static int co_flush_test(void *arg)
     return 0;
 }
 
-static void flushes_reach_the_disk_as_the_cache_mode_says(void **state)
-{
-    run(state, co_flush_test, NULL);
-}
+static void flushes_reach_the_disk_as_the_cache_mode_says(void **state) { run(state, co_flush_test, NULL); }
 
 /* ---- sizes, creation, holes ---- */
 
@@ -527,10 +445,7 @@ static int co_create_test(void *arg)
     return 0;
 }
 
-static void creating_files(void **state)
-{
-    run(state, co_create_test, NULL);
-}
+static void creating_files(void **state) { run(state, co_create_test, NULL); }
 
 static int co_truncate_test(void *arg)
 {
@@ -570,10 +485,7 @@ static int co_truncate_test(void *arg)
     return 0;
 }
 
-static void growing_and_shrinking(void **state)
-{
-    run(state, co_truncate_test, NULL);
-}
+static void growing_and_shrinking(void **state) { run(state, co_truncate_test, NULL); }
 
 static int co_extent_test(void *arg)
 {
@@ -590,7 +502,9 @@ static int co_extent_test(void *arg)
     static const struct {
         uint64_t offset, length;
         enum blk_kind kind;
-    } expected[] = { { 0, 128 * KIB, BLK_ZERO }, { 128 * KIB, 64 * KIB, BLK_DATA }, { 192 * KIB, 832 * KIB + 512, BLK_ZERO } };
+    } expected[] = { { 0, 128 * KIB, BLK_ZERO },
+                     { 128 * KIB, 64 * KIB, BLK_DATA },
+                     { 192 * KIB, 832 * KIB + 512, BLK_ZERO } };
     for (size_t i = 0; i < ARRAY_SIZE(expected); i++) {
         assert_int_equal(blk_co_map(node, expected[i].offset, 4 * MIB, &extent), 0);
         assert_int_equal(extent.kind, expected[i].kind);
@@ -629,7 +543,8 @@ static coroutine_fn void co_refused(const char *path, const char *aio, unsigned 
 
 static int co_refusal_test(void *arg)
 {
-    char *path = path_in(disk_folder, "missing"), *fifo = path_in(disk_folder, "fifo"), *file = path_in(disk_folder, "file");
+    char *path = path_in(disk_folder, "missing"), *fifo = path_in(disk_folder, "fifo"),
+         *file = path_in(disk_folder, "file");
     struct error *error = NULL;
 
     co_refused(path, NULL, 0, "Could not open '%s': No such file or directory");
@@ -642,7 +557,8 @@ static int co_refusal_test(void *arg)
     co_refused("/proc/version", NULL, BLK_O_DIRECT, "Could not open '%s': filesystem does not support O_DIRECT");
     co_refused("", NULL, 0, "The 'file' block driver requires a file name%.0s");
     make_file(file, MIB);
-    co_refused(file, "native", 0, "aio=native was specified, but it requires cache.direct=on, which was not specified.%.0s");
+    co_refused(file, "native", 0,
+               "aio=native was specified, but it requires cache.direct=on, which was not specified.%.0s");
     co_refused(file, "bogus", 0, "Parameter 'aio' does not accept value 'bogus'%.0s");
 
     assert_null(co_open("/proc/version", NULL, BLK_O_DIRECT, &error));
@@ -656,10 +572,7 @@ static int co_refusal_test(void *arg)
     return 0;
 }
 
-static void what_is_not_an_image_is_refused_in_words(void **state)
-{
-    run(state, co_refusal_test, NULL);
-}
+static void what_is_not_an_image_is_refused_in_words(void **state) { run(state, co_refusal_test, NULL); }
 
 static int co_full_test(void *arg)
 {
@@ -742,7 +655,9 @@ static int co_mapped_test(void *arg)
     assert_non_null(bench.front);
     memset(buffer, 5, 4096);
     bench.iov = (struct iovec){ buffer, 4096 };
-    bench.request = (struct blk_request){ .op = BLK_OP_WRITE, .offset = 8192, .length = 4096, .iov = &bench.iov, .iov_count = 1, .done = bench_done };
+    bench.request = (struct blk_request){
+        .op = BLK_OP_WRITE, .offset = 8192, .length = 4096, .iov = &bench.iov, .iov_count = 1, .done = bench_done
+    };
     uint64_t coroutines = co_count_started();
     blk_submit(bench.front, &bench.request);
     co_yield();
@@ -758,10 +673,60 @@ static int co_mapped_test(void *arg)
     return 0;
 }
 
-static void plain_requests_need_no_coroutine(void **state)
+static void plain_requests_need_no_coroutine(void **state) { run(state, co_mapped_test, NULL); }
+
+struct single {
+    struct blk_request request;
+    struct co *co;
+    int result;
+};
+
+static void single_done(struct blk_request *request, int result)
 {
-    run(state, co_mapped_test, NULL);
+    struct single *single = container_of(request, struct single, request);
+
+    single->result = result;
+    co_wake(single->co);
 }
+
+/* The mapped path, too, falls back where the host can neither zero nor discard. */
+static int co_fallback_test(void *arg)
+{
+    char *path = path_in(disk_folder, "fallback");
+    uint8_t buffer[8192];
+    struct single single = { .co = co_self() };
+
+    make_file(path, MIB);
+    struct blk_node *node = co_open(path, "threads", BLK_O_RDWR | BLK_O_UNMAP, NULL);
+    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            NULL);
+    assert_non_null(front);
+    memset(buffer, 9, sizeof(buffer));
+    assert_int_equal(blk_front_co_write(front, 0, buffer, 8192, 0), 0);
+    host.no_fallocate = FALLOC_FL_ZERO_RANGE | FALLOC_FL_PUNCH_HOLE | ALLOCATE_BIT;
+    static const enum blk_op ops[] = { BLK_OP_WRITE_ZEROES, BLK_OP_DISCARD };
+    for (size_t i = 0; i < ARRAY_SIZE(ops); i++) {
+        single.request = (struct blk_request){ .op = ops[i], .offset = 0, .length = 4096, .done = single_done };
+        blk_submit(front, &single.request);
+        co_yield();
+        assert_int_equal(single.result, 0);
+    }
+    assert_int_equal(blk_front_co_read(front, 0, buffer, 8192), 0);
+    assert_true(buffer[0] == 0 && buffer[4095] == 0 && buffer[4096] == 9);
+    single.request = (struct blk_request){
+        .op = BLK_OP_WRITE_ZEROES, .flags = BLK_REQ_NO_FALLBACK, .length = 4096, .done = single_done
+    };
+    blk_submit(front, &single.request);
+    co_yield();
+    assert_int_equal(single.result, -ENOTSUP);
+    assert_int_equal(blk_co_front_free(front), 0);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    unlink(path);
+    free(path);
+    return 0;
+}
+
+static void unsupported_requests_fall_back(void **state) { run(state, co_fallback_test, NULL); }
 
 int main(void)
 {
@@ -778,6 +743,7 @@ int main(void)
         LOOP_TEST(what_is_not_an_image_is_refused_in_words),
         LOOP_TEST(a_full_file_system_is_enospc),
         LOOP_TEST(plain_requests_need_no_coroutine),
+        LOOP_TEST(unsupported_requests_fall_back),
     };
 
     if (image_tests_begin() < 0)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Several loops on one file node at once, each through blk_submit() on its own ring: reads, writes, zeroes, discards and
- * flushes, growing the file together. Each loop has blocks of its own, striped over the file, and knows what is in them.
- * In the suite `threads`: ThreadSanitizer watches.
+ * Several loops on one file node at once, each through blk_submit() on its own ring: reads, writes, zeroes, discards
+ * and flushes, growing the file together. Each loop has blocks of its own, striped over the file, and knows what is
+ * in them. In the suite `threads`: ThreadSanitizer watches.
  */
 #include "image.h"
 
@@ -67,7 +67,11 @@ static void next(struct slot *slot)
     r->offset = offset_of(s, slot->block);
     r->length = BLOCK;
     r->iov_count = 1; /* blk_submit() clears it where there are no buffers */
-    r->op = choice < 6 ? BLK_OP_READ : choice < 12 ? BLK_OP_WRITE : choice < 14 ? BLK_OP_WRITE_ZEROES : choice < 15 ? BLK_OP_DISCARD : BLK_OP_FLUSH;
+    r->op = choice < 6    ? BLK_OP_READ
+            : choice < 12 ? BLK_OP_WRITE
+            : choice < 14 ? BLK_OP_WRITE_ZEROES
+            : choice < 15 ? BLK_OP_DISCARD
+                          : BLK_OP_FLUSH;
     if (r->op == BLK_OP_WRITE) {
         s->value[slot->block] = (uint8_t)(1 + rand_r(&s->seed) % 255);
         memset(slot->buffer, s->value[slot->block], BLOCK);
@@ -106,7 +110,9 @@ static void start(struct loop_post *post)
 
 static void stripe_init(struct stripe *s, struct blk_front *front, unsigned index, atomic_uint *left)
 {
-    *s = (struct stripe){ .front = front, .index = index, .seed = index + 1, .left = left, .main = co_self(), .start.fn = start };
+    *s = (struct stripe){
+        .front = front, .index = index, .seed = index + 1, .left = left, .main = co_self(), .start.fn = start
+    };
     s->loop = loop_thread_start("worker", NULL);
     assert_non_null(s->loop);
     for (unsigned i = 0; i < DEPTH; i++) {
@@ -132,7 +138,8 @@ static int co_loops_test(void *arg)
     make_file(path, whole);
     struct blk_node *node = co_open_line(line, BLK_O_RDWR | BLK_O_UNMAP, NULL);
     assert_non_null(node);
-    struct blk_front *front = blk_front_new("loops", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, NULL);
+    struct blk_front *front = blk_front_new("loops", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            NULL);
     assert_non_null(front);
     for (unsigned i = 0; i < LOOPS; i++)
         stripe_init(&stripes[i], front, i, &left);
@@ -223,7 +230,8 @@ static int co_grow_test(void *arg)
     assert_int_equal(st.st_size, 100 * LOOPS * BLOCK);
     for (unsigned i = 0; i < 100 * LOOPS; i++) {
         assert_int_equal(blk_co_read(node, (uint64_t)i * BLOCK, buffer, BLOCK), 0);
-        assert_true(buffer[0] == (i / LOOPS % 4 == 3 ? 0 : i % LOOPS + 1) && memcmp(buffer, buffer + 1, BLOCK - 1) == 0);
+        assert_true(buffer[0] == (i / LOOPS % 4 == 3 ? 0 : i % LOOPS + 1) &&
+                    memcmp(buffer, buffer + 1, BLOCK - 1) == 0);
     }
     assert_int_equal(blk_co_node_unref(node), 0);
     unlink(path);

@@ -33,10 +33,7 @@ static inline int image_tests_end(int failed)
     return failed;
 }
 
-static inline char *path_in(const char *folder, const char *name)
-{
-    return xasprintf("%s/%s", folder, name);
-}
+static inline char *path_in(const char *folder, const char *name) { return xasprintf("%s/%s", folder, name); }
 
 static inline void make_file(const char *path, uint64_t size)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Image locks: every pair of users, each in every kind of use, ours against ours, ours against QEMU's, QEMU's against ours.
- * Who is refused follows from the permission bits, and the words are QEMU's.
+ * Image locks: every pair of users, each in every kind of use, ours against ours, ours against QEMU's, QEMU's against
+ * ours. Who is refused follows from the permission bits, and the words are QEMU's.
  */
 #include "image.h"
 
@@ -38,7 +38,8 @@ static char *expected_words(const struct use *first, const struct use *second, c
         refused = first->perm & ~second->shared;
         kind = "shared ";
     }
-    return xasprintf("Failed to get %s\"%s\" lock\nIs another process using the image [%s]?", kind, names[__builtin_ctz(refused)], path);
+    return xasprintf("Failed to get %s\"%s\" lock\nIs another process using the image [%s]?", kind,
+                     names[__builtin_ctz(refused)], path);
 }
 
 /* ---- ours ---- */
@@ -71,7 +72,8 @@ static coroutine_fn void co_release(struct holder *holder)
     assert_int_equal(blk_co_node_unref(holder->node), 0);
 }
 
-static coroutine_fn void co_expect(const char *path, const struct use *first, const struct use *second, const char *hint)
+static coroutine_fn void co_expect(const char *path, const struct use *first, const struct use *second,
+                                   const char *hint)
 {
     struct holder holder;
     struct error *error = NULL;
@@ -117,10 +119,7 @@ static int co_ours_test(void *arg)
     return 0;
 }
 
-static void our_nodes_keep_each_other_out(void **state)
-{
-    run_co(state, co_ours_test, NULL);
-}
+static void our_nodes_keep_each_other_out(void **state) { run_co(state, co_ours_test, NULL); }
 
 /* A node whose users come and go holds what the present ones need. */
 static int co_change_test(void *arg)
@@ -142,7 +141,11 @@ static int co_change_test(void *arg)
     struct blk_front *second = blk_front_new("writer", node, writer->perm, writer->shared, &error);
     assert_non_null(second);
     assert_int_equal(co_hold(path, writer, &other, &error), -1);
-    assert_string_equal(error_hint_text(error), ({ static char text[200]; snprintf(text, sizeof(text), "'%s' is already in use by this process", path); text; }));
+    assert_string_equal(error_hint_text(error), ({
+                            static char text[200];
+                            snprintf(text, sizeof(text), "'%s' is already in use by this process", path);
+                            text;
+                        }));
     error_free(error);
     assert_int_equal(blk_co_front_free(second), 0);
     assert_int_equal(co_hold(path, writer, &other, NULL), 0);
@@ -155,10 +158,7 @@ static int co_change_test(void *arg)
     return 0;
 }
 
-static void locks_follow_the_users(void **state)
-{
-    run_co(state, co_change_test, NULL);
-}
+static void locks_follow_the_users(void **state) { run_co(state, co_change_test, NULL); }
 
 static int co_options_test(void *arg)
 {
@@ -193,10 +193,7 @@ static int co_options_test(void *arg)
     return 0;
 }
 
-static void locking_off_and_creation(void **state)
-{
-    run_co(state, co_options_test, NULL);
-}
+static void locking_off_and_creation(void **state) { run_co(state, co_options_test, NULL); }
 
 /* ---- QEMU's ---- */
 
@@ -282,7 +279,8 @@ static int co_qemu_second_test(void *arg)
         assert_int_equal(co_hold(path, &uses[a], &holder, NULL), 0);
         for (size_t b = 0; b < ARRAY_SIZE(uses); b++) {
             char output[1024];
-            char *command = xasprintf("qemu-io %s -f %s -c quit %s 2>&1", uses[b].writable ? "" : "-r", uses[b].format, path);
+            char *command = xasprintf("qemu-io %s -f %s -c quit %s 2>&1", uses[b].writable ? "" : "-r", uses[b].format,
+                                      path);
             FILE *f = popen(command, "re");
             size_t got = fread(output, 1, sizeof(output) - 1, f);
             output[got] = '\0';

@@ -39,10 +39,7 @@ static int co_null_test(void *arg)
     return 0;
 }
 
-static void size_zeroes_and_names(void **state)
-{
-    run_co(state, co_null_test, NULL);
-}
+static void size_zeroes_and_names(void **state) { run_co(state, co_null_test, NULL); }
 
 static int co_latency_test(void *arg)
 {
@@ -57,10 +54,7 @@ static int co_latency_test(void *arg)
     return 0;
 }
 
-static void latency_is_waited_for(void **state)
-{
-    run_co(state, co_latency_test, NULL);
-}
+static void latency_is_waited_for(void **state) { run_co(state, co_latency_test, NULL); }
 
 int main(void)
 {

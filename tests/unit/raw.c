@@ -16,7 +16,10 @@ static coroutine_fn int fake_co_open(struct blk_node *node, struct opts *opts, u
 }
 
 static const struct blk_driver fake_driver = {
-    .name = "fake", .flags = BLK_DRIVER_FORMAT, .probe = fake_probe, .co_open = fake_co_open,
+    .name = "fake",
+    .flags = BLK_DRIVER_FORMAT,
+    .probe = fake_probe,
+    .co_open = fake_co_open,
 };
 BLK_DRIVER(fake_driver)
 
@@ -62,10 +65,7 @@ static int co_window_test(void *arg)
     return 0;
 }
 
-static void offset_and_size_are_a_window(void **state)
-{
-    run_co(state, co_window_test, NULL);
-}
+static void offset_and_size_are_a_window(void **state) { run_co(state, co_window_test, NULL); }
 
 static int co_size_test(void *arg)
 {
@@ -112,10 +112,7 @@ static int co_size_test(void *arg)
     return 0;
 }
 
-static void sizes_and_refusals(void **state)
-{
-    run_co(state, co_size_test, NULL);
-}
+static void sizes_and_refusals(void **state) { run_co(state, co_size_test, NULL); }
 
 static int co_create_test(void *arg)
 {
@@ -141,10 +138,7 @@ static int co_create_test(void *arg)
     return 0;
 }
 
-static void creating(void **state)
-{
-    run_co(state, co_create_test, NULL);
-}
+static void creating(void **state) { run_co(state, co_create_test, NULL); }
 
 /* ---- the guard ---- */
 
@@ -191,10 +185,7 @@ static int co_guard_test(void *arg)
     return 0;
 }
 
-static void a_guessed_raw_image_does_not_become_another_format(void **state)
-{
-    run_co(state, co_guard_test, NULL);
-}
+static void a_guessed_raw_image_does_not_become_another_format(void **state) { run_co(state, co_guard_test, NULL); }
 
 int main(void)
 {

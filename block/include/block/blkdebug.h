@@ -4,10 +4,11 @@
 
 #include <block/node.h>
 
-/* I/Os (block status is none) that came to this node since it was opened, those failed included: the N-th of them from
- * now is what a rule with after=N and no iotype fails. An idle node counts nothing. Any thread. */
+/* I/Os (block status is none) that came to this node since it was opened, those failed included: the N-th of them
+ * from now is what a rule with after=N and no iotype fails. An idle node counts nothing. Any thread. */
 uint64_t blkdebug_requests(const struct blk_node *node);
-/* Adds one inject-error rule, given as text: "iotype=write,errno=28,after=3,once=on". Main loop; requests may be in flight. */
+/* Adds one inject-error rule, given as text: "iotype=write,errno=28,after=3,once=on". Main loop; requests may be in
+ * flight. */
 int blkdebug_inject(struct blk_node *node, const char *rule, struct error **errp);
 /* Drops all inject-error rules. Main loop. */
 void blkdebug_clear(struct blk_node *node);
