@@ -28,25 +28,13 @@ void auto_free_cleanup(void *pointer)
     free(memory);
 }
 
-void *xmalloc(size_t size)
-{
-    return checked(malloc(size ? size : 1));
-}
+void *xmalloc(size_t size) { return checked(malloc(size ? size : 1)); }
 
-void *xcalloc(size_t count, size_t size)
-{
-    return checked(calloc(count ? count : 1, size ? size : 1));
-}
+void *xcalloc(size_t count, size_t size) { return checked(calloc(count ? count : 1, size ? size : 1)); }
 
-void *xrealloc(void *pointer, size_t size)
-{
-    return checked(realloc(pointer, size ? size : 1));
-}
+void *xrealloc(void *pointer, size_t size) { return checked(realloc(pointer, size ? size : 1)); }
 
-char *xstrdup(const char *text)
-{
-    return checked(strdup(text));
-}
+char *xstrdup(const char *text) { return checked(strdup(text)); }
 
 char *xasprintf(const char *fmt, ...)
 {

@@ -3,7 +3,9 @@
  * Stacks of coroutines: mapped with a guard page below, kept in the loop's own pool, beyond that in one shared pool,
  * beyond that given back to the kernel. An overflow hits the guard page and ends the process, never another stack.
  *
- * Valgrind is told of each stack for as long as it is mapped; ASan's poison of a past run is wiped before the next.
+ * Valgrind is told of each stack for as long as it is mapped (it serves only loops without a ring, VMM_NO_URING=1, where
+ * there are threads: 3.19 keeps them all stopped while one is in io_uring_enter). ASan's poison of a past run is wiped
+ * before the next.
  */
 #include "coroutine_internal.h"
 

@@ -2,9 +2,9 @@
 /*
  * Error objects, and how a program prints them.
  *
- * An error is a code, a sentence and maybe a hint, all on the heap. The first error wins: setting or propagating onto an
- * error that is already there changes nothing, so that the cause is told and not what came of it.
- * A line is printed with one write, so that lines of different threads do not mix.
+ * An error is a code, a sentence and maybe a hint, all on the heap. The first error wins: setting or propagating onto
+ * an error that is already there changes nothing, so that the cause is told and not what came of it. A line is
+ * printed with one write, so that lines of different threads do not mix.
  */
 #include <base/compiler.h>
 #include <base/error.h>
@@ -106,20 +106,11 @@ void error_propagate(struct error **errp, struct error *src)
         error_free(src);
 }
 
-const char *error_text(const struct error *error)
-{
-    return error->text;
-}
+const char *error_text(const struct error *error) { return error->text; }
 
-const char *error_hint_text(const struct error *error)
-{
-    return error->hint;
-}
+const char *error_hint_text(const struct error *error) { return error->hint; }
 
-int error_code(const struct error *error)
-{
-    return error->code;
-}
+int error_code(const struct error *error) { return error->code; }
 
 void error_free(struct error *error)
 {
@@ -130,10 +121,7 @@ void error_free(struct error *error)
     free(error);
 }
 
-void error_cleanup(struct error **error)
-{
-    error_free(*error);
-}
+void error_cleanup(struct error **error) { error_free(*error); }
 
 /* Standard error is unbuffered: build the line first, so that it leaves in one piece. */
 static void print_line(const char *kind, const char *text)
@@ -183,12 +171,6 @@ void error_set_program(const char *argv0)
     hints_on = strncmp(program_name, "qemu-", 5) != 0;
 }
 
-const char *error_program(void)
-{
-    return program_name;
-}
+const char *error_program(void) { return program_name; }
 
-void error_set_hints(bool on)
-{
-    hints_on = on;
-}
+void error_set_hints(bool on) { hints_on = on; }

@@ -2,8 +2,8 @@
 /*
  * Debug log: lines on standard error for the categories that VMM_LOG names.
  *
- * A category looks itself up once and remembers the answer; the environment is read when the first one asks. Two threads
- * that ask at the same time come to the same answer, so relaxed atomics do.
+ * A category looks itself up once and remembers the answer; the environment is read when the first one asks. Two
+ * threads that ask at the same time come to the same answer, so relaxed atomics do.
  */
 #include <base/compiler.h>
 #include <base/log.h>
@@ -50,8 +50,8 @@ void log_print(struct log_category *category, const char *fmt, ...)
         return;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    char *line = xasprintf("%ld.%06ld [%d] %s: %s\n", (long)now.tv_sec, now.tv_nsec / 1000, (int)gettid(), category->name,
-                           text);
+    char *line = xasprintf("%ld.%06ld [%d] %s: %s\n", (long)now.tv_sec, now.tv_nsec / 1000, (int)gettid(),
+                           category->name, text);
     fputs(line, stderr);
     free(line);
     free(text);

@@ -2,8 +2,8 @@
 /*
  * The set of options, and its `key=value,key=value` form.
  *
- * Keys are unique and keep the order in which they came. A value remembers its origin (text or JSON type) and whether it
- * has been consumed; opts_typed.c reads values through a table, opts_json.c goes from and to JSON.
+ * Keys are unique and keep the order in which they came. A value remembers its origin (text or JSON type) and whether
+ * it has been consumed; opts_typed.c reads values through a table, opts_json.c goes from and to JSON.
  */
 #include "opts_internal.h"
 
@@ -14,10 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct opts *opts_new(void)
-{
-    return xcalloc(1, sizeof(struct opts));
-}
+struct opts *opts_new(void) { return xcalloc(1, sizeof(struct opts)); }
 
 void opts_free(struct opts *opts)
 {
@@ -180,10 +177,7 @@ bool opts_del(struct opts *opts, const char *key)
     return value != NULL;
 }
 
-bool opts_has(const struct opts *opts, const char *key)
-{
-    return opts_lookup(opts, key) != NULL;
-}
+bool opts_has(const struct opts *opts, const char *key) { return opts_lookup(opts, key) != NULL; }
 
 static bool below_prefix(const char *key, const char *prefix, size_t length)
 {
@@ -200,10 +194,7 @@ bool opts_has_prefix(const struct opts *opts, const char *prefix)
     return false;
 }
 
-size_t opts_count(const struct opts *opts)
-{
-    return opts->count;
-}
+size_t opts_count(const struct opts *opts) { return opts->count; }
 
 void opts_each(const struct opts *opts, void (*fn)(const char *key, const char *value, void *arg), void *arg)
 {

@@ -12,15 +12,11 @@
 static const char *type_name(enum opt_type type)
 {
     switch (type) {
-    case OPT_BOOL:
-        return "bool (on/off)";
-    case OPT_NUMBER:
-        return "num";
-    case OPT_SIZE:
-        return "size";
+    case OPT_BOOL: return "bool (on/off)";
+    case OPT_NUMBER: return "num";
+    case OPT_SIZE: return "size";
     case OPT_STRING:
-    case OPT_ENUM:
-        break;
+    case OPT_ENUM: break;
     }
     return "str";
 }

@@ -2,8 +2,8 @@
 /*
  * Options from and to JSON.
  *
- * {"file": {"filename": "x"}} flattens to file.filename=x, lists to children.0, children.1, …; back again, keys nest and
- * an object whose keys are exactly 0 to n-1 becomes a list. Text may quote with '…' as QEMU's JSON does. Depth is
+ * {"file": {"filename": "x"}} flattens to file.filename=x, lists to children.0, children.1, …; back again, keys nest
+ * and an object whose keys are exactly 0 to n-1 becomes a list. Text may quote with '…' as QEMU's JSON does. Depth is
  * bounded, so a hostile json: name cannot exhaust the stack.
  */
 #include "opts_internal.h"
@@ -44,7 +44,8 @@ static int flatten_container(struct opts *opts, const char *prefix, const json_t
     }
     const char *name;
     json_t *member;
-    json_object_foreach((json_t *)value, name, member) {
+    json_object_foreach((json_t *)value, name, member)
+    {
         int ret = flatten_member(opts, prefix, name, member, depth + 1, errp);
         if (ret < 0)
             return ret;
@@ -110,14 +111,10 @@ static int report_parse_error(const char *text, const json_error_t *error, struc
     if (!text[strspn(text, " \t\r\n")])
         return error_set(errp, -EINVAL, "Expecting a JSON value");
     switch (json_error_code(error)) {
-    case json_error_premature_end_of_input:
-        return error_set(errp, -EINVAL, "JSON parse error, premature EOI");
-    case json_error_end_of_input_expected:
-        return error_set(errp, -EINVAL, "Expecting at most one JSON value");
-    case json_error_duplicate_key:
-        return error_set(errp, -EINVAL, "JSON parse error, duplicate key");
-    default:
-        return error_set(errp, -EINVAL, "JSON parse error, %s", error->text);
+    case json_error_premature_end_of_input: return error_set(errp, -EINVAL, "JSON parse error, premature EOI");
+    case json_error_end_of_input_expected: return error_set(errp, -EINVAL, "Expecting at most one JSON value");
+    case json_error_duplicate_key: return error_set(errp, -EINVAL, "JSON parse error, duplicate key");
+    default: return error_set(errp, -EINVAL, "JSON parse error, %s", error->text);
     }
 }
 
@@ -137,16 +134,11 @@ int opts_parse_json(struct opts *opts, const char *text, struct error **errp)
 static json_t *to_json_value(const struct opt *opt)
 {
     switch (opt->kind) {
-    case VALUE_INTEGER:
-        return json_integer(strtoll(opt->value, NULL, 10));
-    case VALUE_REAL:
-        return json_real(strtod(opt->value, NULL));
-    case VALUE_BOOL:
-        return json_boolean(!strcmp(opt->value, "on"));
-    case VALUE_NULL:
-        return json_null();
-    case VALUE_TEXT:
-        break;
+    case VALUE_INTEGER: return json_integer(strtoll(opt->value, NULL, 10));
+    case VALUE_REAL: return json_real(strtod(opt->value, NULL));
+    case VALUE_BOOL: return json_boolean(!strcmp(opt->value, "on"));
+    case VALUE_NULL: return json_null();
+    case VALUE_TEXT: break;
     }
     json_t *string = json_string(opt->value);
     return string ? string : json_string("?"); /* a file name may be any bytes, JSON text may not */
@@ -166,7 +158,8 @@ static void nest(const struct opts *opts, json_t *object, const struct opt *opt)
 {
     const char *name = opt->key;
     const char *dot;
-    for (int depth = 1; depth < MAX_DEPTH && (dot = strchr(name, '.')) && dot > name && dot[1]; depth++, name = dot + 1) {
+    for (int depth = 1; depth < MAX_DEPTH && (dot = strchr(name, '.')) && dot > name && dot[1];
+         depth++, name = dot + 1) {
         char *path AUTO_FREE = xasprintf("%.*s", (int)(dot - opt->key), opt->key);
         const char *part = path + (name - opt->key);
         if (opts_lookup(opts, path) || make_member(object, part) < 0)
@@ -186,9 +179,7 @@ static json_t *listify(json_t *value)
     bool is_list = json_object_size(value) > 0;
     if (!json_is_object(value))
         return json_incref(value);
-    json_object_foreach_safe(value, tmp, name, member) {
-        json_object_set_new(value, name, listify(member));
-    }
+    json_object_foreach_safe(value, tmp, name, member) { json_object_set_new(value, name, listify(member)); }
     for (size_t i = 0; is_list && i < json_object_size(value); i++) {
         char index[24];
         snprintf(index, sizeof(index), "%zu", i);
@@ -213,8 +204,6 @@ json_t *opts_to_json(const struct opts *opts)
     const char *name;
     json_t *member;
     void *tmp;
-    json_object_foreach_safe(object, tmp, name, member) {
-        json_object_set_new(object, name, listify(member));
-    }
+    json_object_foreach_safe(object, tmp, name, member) { json_object_set_new(object, name, listify(member)); }
     return object;
 }

@@ -2,8 +2,8 @@
 /*
  * Reading options through a table: types, defaults, and QEMU's words for a value that does not fit.
  *
- * Reading marks a key as consumed also where its value is bad. A JSON null counts as absent. A default is checked by the
- * same code as a given value, and must pass.
+ * Reading marks a key as consumed also where its value is bad. A JSON null counts as absent. A default is checked by
+ * the same code as a given value, and must pass.
  */
 #include "opts_internal.h"
 
@@ -61,9 +61,11 @@ static int parse_size(const struct opt_desc *desc, const char *text, uint64_t *o
     if (ret == -ERANGE && !strchr(text, '-'))
         return error_set(errp, ret, "Value '%s' is out of range for parameter '%s'", text, desc->name);
     if (ret < 0) {
-        return error_set(errp, -EINVAL, "Parameter '%s' expects a non-negative number below 2^64\n"
+        return error_set(errp, -EINVAL,
+                         "Parameter '%s' expects a non-negative number below 2^64\n"
                          "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                         "and exabytes, respectively.", desc->name);
+                         "and exabytes, respectively.",
+                         desc->name);
     }
     return 0;
 }
@@ -86,19 +88,14 @@ static int check_kind(const struct opt_desc *desc, enum value_kind kind, struct 
     if (kind == VALUE_TEXT)
         return 0;
     switch (desc->type) {
-    case OPT_BOOL:
-        expected = kind == VALUE_BOOL ? NULL : "boolean";
-        break;
+    case OPT_BOOL: expected = kind == VALUE_BOOL ? NULL : "boolean"; break;
     case OPT_NUMBER:
-    case OPT_SIZE:
-        expected = kind == VALUE_INTEGER ? NULL : "integer";
-        break;
+    case OPT_SIZE: expected = kind == VALUE_INTEGER ? NULL : "integer"; break;
     case OPT_STRING:
-    case OPT_ENUM:
-        expected = "string";
-        break;
+    case OPT_ENUM: expected = "string"; break;
     }
-    return expected ? error_set(errp, -EINVAL, "Invalid parameter type for '%s', expected: %s", desc->name, expected) : 0;
+    return expected ? error_set(errp, -EINVAL, "Invalid parameter type for '%s', expected: %s", desc->name, expected)
+                    : 0;
 }
 
 /* Any type's result. */
@@ -112,16 +109,11 @@ union value {
 static int parse_any(const struct opt_desc *desc, const char *text, union value *out, struct error **errp)
 {
     switch (desc->type) {
-    case OPT_BOOL:
-        return parse_bool(desc->name, text, &out->boolean, errp);
-    case OPT_NUMBER:
-        return parse_number(desc->name, text, &out->number, errp);
-    case OPT_SIZE:
-        return parse_size(desc, text, &out->number, errp);
-    case OPT_ENUM:
-        return parse_enum(desc, text, &out->index, errp);
-    case OPT_STRING:
-        break;
+    case OPT_BOOL: return parse_bool(desc->name, text, &out->boolean, errp);
+    case OPT_NUMBER: return parse_number(desc->name, text, &out->number, errp);
+    case OPT_SIZE: return parse_size(desc, text, &out->number, errp);
+    case OPT_ENUM: return parse_enum(desc, text, &out->index, errp);
+    case OPT_STRING: break;
     }
     out->string = text;
     return 0;

@@ -35,7 +35,8 @@ static int parse_hex(const char *digits, bool negative, uint64_t *out)
         if (value >> 60)
             value = UINT64_MAX;
         else
-            value = value << 4 | (uint64_t)(isdigit((unsigned char)*p) ? *p - '0' : tolower((unsigned char)*p) - 'a' + 10);
+            value = value << 4 |
+                    (uint64_t)(isdigit((unsigned char)*p) ? *p - '0' : tolower((unsigned char)*p) - 'a' + 10);
     }
     if (value > INT64_MAX || negative)
         return -ERANGE;

@@ -389,6 +389,15 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
     }
     if (!node)
         goto out;
+    /* What could only be opened read-only (auto-read-only) makes its users so, too. */
+    if (want_protocol && blk_node_writable(parent) && !blk_node_writable(node)) {
+        if (!(parent->open_flags & BLK_O_AUTO_RDONLY)) {
+            ret = error_set(errp, -EACCES, "Block node is read-only");
+            blk_co_node_unref(node);
+            goto out;
+        }
+        parent->open_flags &= ~(unsigned)BLK_O_RDWR;
+    }
     struct blk_child *child = blk_child_attach(parent, NULL, role, node);
     ret = blk_perm_set_child(child, (parent->open_flags & BLK_O_NO_IO) ? 0 : BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL, errp);
     if (ret < 0)

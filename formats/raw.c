@@ -238,7 +238,7 @@ static coroutine_fn int raw_co_create(struct blk_create *create, struct error **
 
     opts_free(opts);
     int ret = blk_co_truncate(create->file, whole_sectors(create->size), false, prealloc, errp);
-    if (ret == 0 && create->size && strcmp(prealloc, "off") == 0) {
+    if (ret == 0 && create->size && strcmp(prealloc, "full") != 0) {
         AUTO_FREE uint8_t *zeroes = xcalloc(1, FIRST_BLOCK);
         /* On a device: what another format may have left there. */
         uint64_t length = create->file->driver->flags & BLK_DRIVER_GROWS ? FIRST_BLOCK : BLK_SECTOR_SIZE;

@@ -2,8 +2,8 @@
 /*
  * bench: sends many requests to an image and tells how long that took.
  *
- * Options and output are qemu-img's. Ours alone: --random SEED (random places), --time SECONDS, --loops N (as many threads
- * on one image, each with a loop and -d requests of its own), --json. bench_lane.c does the work.
+ * Options and output are qemu-img's. Ours alone: --random SEED (random places), --time SECONDS, --loops N (as many
+ * threads on one image, each with a loop and -d requests of its own), --json. bench_lane.c does the work.
  */
 #include "bench.h"
 #include "command.h"
@@ -53,10 +53,7 @@ static void count_down(struct bench *bench)
         co_wake(bench->waiting);
 }
 
-static void thread_ended(struct loop_post *post)
-{
-    count_down(container_of(post, struct bench_thread, post)->bench);
-}
+static void thread_ended(struct loop_post *post) { count_down(container_of(post, struct bench_thread, post)->bench); }
 
 /* On the lane's loop: the rest is the main loop's. */
 static void lane_done(struct bench_lane *lane)
@@ -82,10 +79,7 @@ static void time_is_up(struct loop_timer *timer)
     __atomic_store_n(&bench->stop, true, __ATOMIC_RELAXED);
 }
 
-static uint64_t align_to(uint64_t value, uint64_t step)
-{
-    return step ? value / step * step : 0;
-}
+static uint64_t align_to(uint64_t value, uint64_t step) { return step ? value / step * step : 0; }
 
 static void set_up_lane(struct bench *bench, struct bench_thread *thread, uint64_t index)
 {
@@ -93,11 +87,21 @@ static void set_up_lane(struct bench *bench, struct bench_thread *thread, uint64
     uint64_t share = args->count / args->loops + (index < args->count % args->loops);
     thread->bench = bench;
     thread->lane = (struct bench_lane){
-        .front = bench->front, .write = args->write, .drain = args->drain, .random = args->random,
-        .count = args->seconds && !args->count_given ? UINT64_MAX : share, .depth = (unsigned)args->depth,
-        .size = args->size, .step = args->step, .offset = args->offset, .image_size = blk_front_size(bench->front),
-        .random_state = args->seed + index * UINT64_C(0xd1342543de82ef95), .flush_interval = args->flush_interval,
-        .pattern = (uint8_t)args->pattern, .stop = args->seconds ? &bench->stop : NULL, .done = lane_done,
+        .front = bench->front,
+        .write = args->write,
+        .drain = args->drain,
+        .random = args->random,
+        .count = args->seconds && !args->count_given ? UINT64_MAX : share,
+        .depth = (unsigned)args->depth,
+        .size = args->size,
+        .step = args->step,
+        .offset = args->offset,
+        .image_size = blk_front_size(bench->front),
+        .random_state = args->seed + index * UINT64_C(0xd1342543de82ef95),
+        .flush_interval = args->flush_interval,
+        .pattern = (uint8_t)args->pattern,
+        .stop = args->seconds ? &bench->stop : NULL,
+        .done = lane_done,
     };
     /* In sequence, each loop has a part of the image to begin with. */
     if (!args->random && args->loops > 1)
@@ -148,7 +152,8 @@ static coroutine_fn int co_run_lanes(struct bench *bench, struct bench_thread *t
 
 /* ---- reporting ---- */
 
-static void print_json(const struct bench_args *args, const struct bench_thread *threads, double seconds, const struct blk_stats *stats)
+static void print_json(const struct bench_args *args, const struct bench_thread *threads, double seconds,
+                       const struct blk_stats *stats)
 {
     uint64_t completed = 0, flushes = 0;
     for (uint64_t i = 0; i < args->loops; i++) {
@@ -165,7 +170,8 @@ static void print_json(const struct bench_args *args, const struct bench_thread 
     json_object_set_new(object, "flushes", json_integer((json_int_t)flushes));
     json_object_set_new(object, "seconds", json_real(seconds));
     json_object_set_new(object, "requests-per-second", json_real(seconds > 0 ? (double)completed / seconds : 0));
-    json_object_set_new(object, "bytes-per-second", json_real(seconds > 0 ? (double)completed * (double)args->size / seconds : 0));
+    json_object_set_new(object, "bytes-per-second",
+                        json_real(seconds > 0 ? (double)completed * (double)args->size / seconds : 0));
     json_object_set_new(object, "mapped", json_integer((json_int_t)stats->mapped));
     json_object_set_new(object, "slow", json_integer((json_int_t)stats->slow));
     json_object_set_new(object, "coroutines", json_integer((json_int_t)co_count_started()));
@@ -242,7 +248,13 @@ static coroutine_fn int co_bench(const struct bench_args *args, struct blk_front
 /* ---- command line ---- */
 
 enum {
-    OPTION_FLUSH_INTERVAL = 256, OPTION_NO_DRAIN, OPTION_PATTERN, OPTION_IMAGE_OPTS, OPTION_RANDOM, OPTION_TIME, OPTION_LOOPS,
+    OPTION_FLUSH_INTERVAL = 256,
+    OPTION_NO_DRAIN,
+    OPTION_PATTERN,
+    OPTION_IMAGE_OPTS,
+    OPTION_RANDOM,
+    OPTION_TIME,
+    OPTION_LOOPS,
     OPTION_JSON,
 };
 
@@ -269,9 +281,7 @@ static bool aio_arg(const char *text, unsigned *flags)
 static bool parse_value(int option, struct bench_args *args)
 {
     switch (option) {
-    case 'c':
-        args->count_given = true;
-        return number_arg("request count", optarg, 0, INT_MAX, &args->count);
+    case 'c': args->count_given = true; return number_arg("request count", optarg, 0, INT_MAX, &args->count);
     case 'd': return number_arg("queue depth", optarg, 1, INT_MAX, &args->depth);
     case 'i': return aio_arg(optarg, &args->source.flags);
     case 'o': return img_size_arg("offset", optarg, 0, INT64_MAX, &args->offset);
@@ -286,9 +296,7 @@ static bool parse_value(int option, struct bench_args *args)
     case OPTION_FLUSH_INTERVAL: return number_arg("flush interval", optarg, 0, INT_MAX, &args->flush_interval);
     case OPTION_TIME: return number_arg("time", optarg, 1, INT_MAX, &args->seconds);
     case OPTION_LOOPS: return number_arg("number of loops", optarg, 1, MAX_LOOPS, &args->loops);
-    case OPTION_RANDOM:
-        args->random = true;
-        return number_arg("seed", optarg, 0, UINT64_MAX, &args->seed);
+    case OPTION_RANDOM: args->random = true; return number_arg("seed", optarg, 0, UINT64_MAX, &args->seed);
     default: return false;
     }
 }
@@ -369,11 +377,17 @@ static coroutine_fn int co_run_bench(int argc, char **argv)
 
 static struct img_command bench = {
     .name = "bench",
-    .usage = "[-c COUNT] [-d DEPTH] [-f FMT] [--flush-interval=N] [-i AIO] [-n] [--no-drain] [-o OFFSET] [--pattern=BYTE] [-q] "
-             "[-s SIZE] [-S STEP] [-t CACHE] [-w] [-U] [--image-opts] [--random=SEED] [--time=SECONDS] [--loops=N] [--json] FILE",
-    .help = "Sends requests (reads, or writes with -w) to an image and tells how long that took. --random sends them to random\n"
-            "places, --time ends after that long, --loops uses as many threads on one image, --json prints more, for programs.\n"
-            "With -w the image's content is overwritten.",
+    .usage =
+        "[-c COUNT] [-d DEPTH] [-f FMT] [--flush-interval=N] [-i AIO] [-n] [--no-drain] [-o OFFSET] [--pattern=BYTE] "
+        "[-q] "
+        "[-s SIZE] [-S STEP] [-t CACHE] [-w] [-U] [--image-opts] [--random=SEED] [--time=SECONDS] [--loops=N] "
+        "[--json] FILE",
+    .help =
+        "Sends requests (reads, or writes with -w) to an image and tells how long that took. --random sends them to "
+        "random\n"
+        "places, --time ends after that long, --loops uses as many threads on one image, --json prints more, for "
+        "programs.\n"
+        "With -w the image's content is overwritten.",
     .co_run = co_run_bench,
 };
 IMG_COMMAND(bench)

@@ -9,19 +9,19 @@ struct bench_lane {
     /* set before bench_lane_start() */
     struct blk_front *front;
     bool write, drain, random;
-    uint64_t count;          /* requests to send; UINT64_MAX: until stopped */
+    uint64_t count; /* requests to send; UINT64_MAX: until stopped */
     unsigned depth;
-    uint64_t size;           /* of a request */
-    uint64_t offset, step;   /* of the next request, in sequence */
+    uint64_t size;         /* of a request */
+    uint64_t offset, step; /* of the next request, in sequence */
     uint64_t image_size;
     uint64_t random_state;
     uint64_t flush_interval; /* requests, 0: none */
     uint8_t pattern;
-    bool *stop;              /* set from another thread, to end early; may be NULL */
+    bool *stop;                            /* set from another thread, to end early; may be NULL */
     void (*done)(struct bench_lane *lane); /* on the lane's own loop */
 
     /* results */
-    int error;               /* of the first request that failed */
+    int error; /* of the first request that failed */
     uint64_t completed, flushes;
     uint64_t start_ns, end_ns;
 
@@ -31,8 +31,8 @@ struct bench_lane {
     unsigned in_flight;
     uint64_t sent;
     uint64_t until_flush;
-    uint64_t places;         /* where a random request may begin */
-    bool flushing;           /* a flush is in flight, and nothing else may be */
+    uint64_t places; /* where a random request may begin */
+    bool flushing;   /* a flush is in flight, and nothing else may be */
 } __attribute__((aligned(128)));
 
 /* Allocates requests and buffers. 0 or -ENOMEM. */

@@ -2,8 +2,9 @@
 /*
  * check: looks for inconsistencies in an image's metadata, and repairs them where asked.
  *
- * Exit status: 0 clean (or repaired), 1 the check failed, 2 corruptions, 3 leaks only, 63 the format has no checks. After
- * a repair the image is checked again, and the second result decides; what was found and repaired is told from the first.
+ * Exit status: 0 clean (or repaired), 1 the check failed, 2 corruptions, 3 leaks only, 63 the format has no checks.
+ * After a repair the image is checked again, and the second result decides; what was found and repaired is told from
+ * the first.
  */
 #include "command.h"
 #include "image.h"
@@ -22,10 +23,7 @@ struct check_args {
     const char *filename;
 };
 
-static void report_line(struct blk_check *check, bool error, const char *line)
-{
-    fprintf(stderr, "%s\n", line);
-}
+static void report_line(struct blk_check *check, bool error, const char *line) { fprintf(stderr, "%s\n", line); }
 
 static void add(json_t *object, const char *key, uint64_t value, bool always)
 {
@@ -59,17 +57,20 @@ static void print_human(const struct blk_check *check)
         printf("No errors were found on the image.\n");
     if (check->corruptions)
         printf("\n%" PRIu64 " errors were found on the image.\n"
-               "Data may be corrupted, or further writes to the image may corrupt it.\n", check->corruptions);
+               "Data may be corrupted, or further writes to the image may corrupt it.\n",
+               check->corruptions);
     if (check->leaks)
         printf("\n%" PRIu64 " leaked clusters were found on the image.\n"
-               "This means waste of disk space, but no harm to data.\n", check->leaks);
+               "This means waste of disk space, but no harm to data.\n",
+               check->leaks);
     if (check->check_errors)
         printf("\n%" PRIu64 " internal errors have occurred during the check.\n", check->check_errors);
     if (check->total_clusters && check->allocated_clusters) {
         double total = (double)check->total_clusters, allocated = (double)check->allocated_clusters;
         printf("%" PRIu64 "/%" PRIu64 " = %0.2f%% allocated, %0.2f%% fragmented, %0.2f%% compressed clusters\n",
                check->allocated_clusters, check->total_clusters, allocated * 100.0 / total,
-               (double)check->fragmented_clusters * 100.0 / allocated, (double)check->compressed_clusters * 100.0 / allocated);
+               (double)check->fragmented_clusters * 100.0 / allocated,
+               (double)check->compressed_clusters * 100.0 / allocated);
     }
     if (check->image_end_offset)
         printf("Image end offset: %" PRIu64 "\n", check->image_end_offset);
@@ -97,7 +98,8 @@ static coroutine_fn int co_check_again(struct blk_front *front, struct blk_check
     if (!args->quiet && !args->json) {
         printf("The following inconsistencies were found and repaired:\n\n"
                "    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n"
-               "Double checking the fixed image now...\n", leaks_fixed, corruptions_fixed);
+               "Double checking the fixed image now...\n",
+               leaks_fixed, corruptions_fixed);
         fflush(stdout);
     }
     int status = co_check_once(front, check, 0);
@@ -201,8 +203,10 @@ static coroutine_fn int co_run_check(int argc, char **argv)
 static struct img_command check = {
     .name = "check",
     .usage = "[--object OBJECT] [--image-opts] [-q] [-f FMT] [--output=FORMAT] [-r [leaks | all]] [-T CACHE] [-U] FILE",
-    .help = "Looks for inconsistencies in an image. -r leaks gives lost clusters back; -r all repairs everything that can be\n"
-            "repaired. Exit status: 0 clean, 1 the check failed, 2 corruptions, 3 leaked clusters, 63 format without checks.",
+    .help = "Looks for inconsistencies in an image. -r leaks gives lost clusters back; -r all repairs everything that "
+            "can be\n"
+            "repaired. Exit status: 0 clean, 1 the check failed, 2 corruptions, 3 leaked clusters, 63 format without "
+            "checks.",
     .co_run = co_run_check,
 };
 IMG_COMMAND(check)

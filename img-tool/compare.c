@@ -45,7 +45,8 @@ static coroutine_fn int co_read(struct comparison *c, int which, uint64_t offset
 {
     int ret = blk_front_co_read(c->front[which], offset, c->buffer[which], length);
     if (ret < 0)
-        error_report("Error while reading offset %" PRIu64 " of %s: %s", offset, c->args->filename[which], strerror(-ret));
+        error_report("Error while reading offset %" PRIu64 " of %s: %s", offset, c->args->filename[which],
+                     strerror(-ret));
     return ret < 0 ? STATUS_NO_DATA : STATUS_SAME;
 }
 
@@ -58,7 +59,8 @@ static coroutine_fn int co_status(struct comparison *c, int which, uint64_t offs
     return ret < 0 ? STATUS_NO_STATUS : STATUS_SAME;
 }
 
-/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length where there is none. */
+/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length where there is
+ * none. */
 static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t length)
 {
     static const uint8_t zeroes[SECTOR];
@@ -97,15 +99,14 @@ static coroutine_fn int co_expect_same(struct comparison *c, uint64_t offset, ui
     return at < length ? report_difference(c, offset + at) : STATUS_SAME;
 }
 
-static bool reads_zero(const struct blk_status *status)
-{
-    return status->zero || (!status->data && !status->present);
-}
+static bool reads_zero(const struct blk_status *status) { return status->zero || (!status->data && !status->present); }
 
 /* Strictly: QEMU also tells an extent that reaches the image's end from one that does not. */
-static bool same_status(const struct comparison *c, uint64_t offset, const struct blk_status *a, const struct blk_status *b)
+static bool same_status(const struct comparison *c, uint64_t offset, const struct blk_status *a,
+                        const struct blk_status *b)
 {
-    bool a_ends = offset + a->length == blk_front_size(c->front[0]), b_ends = offset + b->length == blk_front_size(c->front[1]);
+    bool a_ends = offset + a->length == blk_front_size(c->front[0]),
+         b_ends = offset + b->length == blk_front_size(c->front[1]);
     return a->data == b->data && a->zero == b->zero && a->present == b->present && a_ends == b_ends;
 }
 
@@ -254,7 +255,8 @@ out:
 static struct img_command compare = {
     .name = "compare",
     .usage = "[--object OBJECT] [--image-opts] [-f FMT] [-F FMT] [-T CACHE] [-p] [-q] [-s] [-U] FILE1 FILE2",
-    .help = "Compares the content of two images of any formats. -s also asks for the same size and allocation. Exit status: 0 same,\n"
+    .help = "Compares the content of two images of any formats. -s also asks for the same size and allocation. Exit "
+            "status: 0 same,\n"
             "1 different, 2 an image could not be opened, 3 or 4 it could not be read.",
     .co_run = co_run_compare,
 };

@@ -3,7 +3,8 @@
  * convert: copies the content of one or more images into a new one, maybe of another format.
  *
  * This file reads the command line, opens the sources, makes and opens the target; convert_copy.c copies. The result
- * always reads as the source does: with -B, only what the source's chain has in common with that backing file is left out.
+ * always reads as the source does: with -B, only what the source's chain has in common with that backing file is left
+ * out.
  */
 #include "command.h"
 #include "convert.h"
@@ -134,8 +135,8 @@ static bool same_file(const char *a, const char *b)
     return stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
 }
 
-/* The node of the source's chain that the target's backing file stands for: the very same file where it is in the chain,
- * else the source's backing file, which then has the same content, so the user says. */
+/* The node of the source's chain that the target's backing file stands for: the very same file where it is in the
+ * chain, else the source's backing file, which then has the same content, so the user says. */
 static struct blk_node *find_base(const struct convert *c, const char *backing)
 {
     struct blk_node *first = backing_of(blk_front_node(c->sources[0].front));
@@ -176,8 +177,10 @@ static bool sparse_arg(const char *text, uint64_t *out)
     if (!img_size_arg("buffer size for sparse output", text, 0, INT64_MAX, out))
         return false;
     if (*out % BLK_SECTOR_SIZE || *out > MAX_SPARSE) {
-        error_report("Invalid buffer size for sparse output specified. Valid sizes are multiples of %u up to %u. Select 0 to "
-                     "disable sparse detection (fully allocates output).", BLK_SECTOR_SIZE, (unsigned)MAX_SPARSE);
+        error_report(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of %u up to %u. Select 0 to "
+            "disable sparse detection (fully allocates output).",
+            BLK_SECTOR_SIZE, (unsigned)MAX_SPARSE);
         return false;
     }
     return true;
@@ -187,22 +190,28 @@ static bool workers_arg(const char *text, unsigned *out)
 {
     uint64_t value;
     if (!img_number_arg(text, CONVERT_MAX_WORKERS, &value) || value < 1) {
-        error_report("Invalid number of coroutines. Allowed number of coroutines is between 1 and %d", CONVERT_MAX_WORKERS);
+        error_report("Invalid number of coroutines. Allowed number of coroutines is between 1 and %d",
+                     CONVERT_MAX_WORKERS);
         return false;
     }
     *out = (unsigned)value;
     return true;
 }
 
-enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS, OPTION_TARGET_IMAGE_OPTS, OPTION_SALVAGE, OPTION_TARGET_IS_ZERO, OPTION_BITMAPS };
+enum {
+    OPTION_OBJECT = 256,
+    OPTION_IMAGE_OPTS,
+    OPTION_TARGET_IMAGE_OPTS,
+    OPTION_SALVAGE,
+    OPTION_TARGET_IS_ZERO,
+    OPTION_BITMAPS
+};
 
 /* Options that take a value which may be bad. false after reporting. */
 static bool parse_value(int option, struct convert_args *args, struct convert *c)
 {
     switch (option) {
-    case 'S':
-        args->sparse_given = true;
-        return sparse_arg(optarg, &c->sparse);
+    case 'S': args->sparse_given = true; return sparse_arg(optarg, &c->sparse);
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate);
     case 'o': return create_opts_add(&args->create, optarg);
@@ -356,12 +365,17 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
 
 static struct img_command convert = {
     .name = "convert",
-    .usage = "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f FMT] "
-             "[-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] [-S SIZE] [-r RATE] "
-             "[-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
-    .help = "Copies images, one after the other, into a new one. -n writes into one that is there. Runs of zeroes of -S bytes (4k) are\n"
-            "left out; -S 0 writes them. -m reads and writes in parallel (8), -W in any order. -B leaves out what that file has.\n"
-            "-r limits the speed in bytes a second; --salvage goes on where the source cannot be read.",
+    .usage =
+        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f "
+        "FMT] "
+        "[-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] [-S SIZE] [-r RATE] "
+        "[-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
+    .help =
+        "Copies images, one after the other, into a new one. -n writes into one that is there. Runs of zeroes of -S "
+        "bytes (4k) are\n"
+        "left out; -S 0 writes them. -m reads and writes in parallel (8), -W in any order. -B leaves out what that "
+        "file has.\n"
+        "-r limits the speed in bytes a second; --salvage goes on where the source cannot be read.",
     .co_run = co_run_convert,
 };
 IMG_COMMAND(convert)

@@ -21,28 +21,28 @@ struct convert {
     struct convert_source *sources;
     size_t source_count;
     struct blk_front *target;
-    uint64_t total;            /* bytes */
-    struct blk_node *base;     /* what this node of the source's chain has, the target's backing image has; NULL: nothing */
-    uint64_t base_size;        /* of the target's backing image: beyond it nothing shows through */
-    bool has_backing;          /* of the target */
-    bool target_zero;          /* the target reads as zeroes where nothing is written */
-    uint64_t sparse;           /* zero runs of at least this many bytes are not written; 0: everything is */
+    uint64_t total;        /* bytes */
+    struct blk_node *base; /* what this node of the source's chain has, the target's backing image has; NULL: nothing */
+    uint64_t base_size;    /* of the target's backing image: beyond it nothing shows through */
+    bool has_backing;      /* of the target */
+    bool target_zero;      /* the target reads as zeroes where nothing is written */
+    uint64_t sparse;       /* zero runs of at least this many bytes are not written; 0: everything is */
     bool out_of_order, salvage;
     unsigned workers;
-    uint64_t rate;             /* bytes a second, 0: no limit */
+    uint64_t rate; /* bytes a second, 0: no limit */
 
     /* convert_copy.c's; main loop only */
-    uint64_t next;             /* where the next chunk begins */
-    uint64_t written;          /* all before is in the target (in-order writing) */
-    uint64_t done, to_do;      /* for progress */
+    uint64_t next;              /* where the next chunk begins */
+    uint64_t written;           /* all before is in the target (in-order writing) */
+    uint64_t done, to_do;       /* for progress */
     uint64_t started_ns, rated; /* for the rate limit */
-    struct blk_status status;  /* of [status_start, status_start + status.length) */
+    struct blk_status status;   /* of [status_start, status_start + status.length) */
     uint64_t status_start;
-    struct co_mutex lock;      /* next, status: held across look-ups */
-    struct co_cond turn;       /* written has moved, or ret is set */
+    struct co_mutex lock; /* next, status: held across look-ups */
+    struct co_cond turn;  /* written has moved, or ret is set */
     unsigned running;
     struct co *waiting;
-    int ret;                   /* the first error */
+    int ret; /* the first error */
 };
 
 /* Copies everything; 0 or a negative errno after reporting. */

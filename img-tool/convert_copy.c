@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The copying of convert: several coroutines each take the next chunk of the source by block status, read it, look for runs
- * of zeroes, and write it.
+ * The copying of convert: several coroutines each take the next chunk of the source by block status, read it, look
+ * for runs of zeroes, and write it.
  *
  * A chunk lies within one extent of one source. Chunks are taken in order under `lock`; writes wait for their turn
  * unless -W. The first error stops all: nobody takes a chunk or a turn afterwards.
@@ -48,7 +48,8 @@ static coroutine_fn int co_look_up(struct convert *c, const struct convert_sourc
                             source->start + source->size - offset, &c->status);
     if (ret < 0 && c->salvage) {
         warn_report("error while reading block status at offset %" PRIu64 ": %s", offset, strerror(-ret));
-        c->status = (struct blk_status){ .data = true, .present = true,
+        c->status = (struct blk_status){ .data = true,
+                                         .present = true,
                                          .length = MIN(source->start + source->size - offset, (uint64_t)65536) };
     } else if (ret < 0) {
         error_report("error while reading block status at offset %" PRIu64 ": %s", offset, strerror(-ret));

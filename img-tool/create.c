@@ -2,8 +2,9 @@
 /*
  * create: makes a new image, maybe on top of a backing image.
  *
- * The backing image is opened before anything is made (unless -u), so that a mistyped name is told at once; where no size is
- * given the new image gets its size. Its format has to be named: probing what a guest may have written is unsafe.
+ * The backing image is opened before anything is made (unless -u), so that a mistyped name is told at once; where no
+ * size is given the new image gets its size. Its format has to be named: probing what a guest may have written is
+ * unsafe.
  */
 #include "command.h"
 #include "create_opts.h"
@@ -24,8 +25,8 @@ struct create_args {
 };
 
 /* Looks at the backing image: its size and, where none was named, its format (only to say what it would be). */
-static coroutine_fn int co_look_at_backing(const struct create_args *args, const char *name, const char *format, uint64_t *size,
-                                           char **found_format, struct error **errp)
+static coroutine_fn int co_look_at_backing(const struct create_args *args, const char *name, const char *format,
+                                           uint64_t *size, char **found_format, struct error **errp)
 {
     char *path = blk_path_combine(args->filename, name);
     struct opts *opts = opts_new();
@@ -190,7 +191,8 @@ static coroutine_fn int co_run_create(int argc, char **argv)
 static struct img_command create = {
     .name = "create",
     .usage = "[--object OBJECT] [-q] [-f FMT] [-b BACKING_FILE [-F BACKING_FMT]] [-u] [-o OPTIONS] FILE [SIZE]",
-    .help = "Makes an image. With -b it starts as a copy of another one that must not change any more, and takes its size from it\n"
+    .help = "Makes an image. With -b it starts as a copy of another one that must not change any more, and takes its "
+            "size from it\n"
             "where SIZE is left out; -u does not look at that file. '-f FMT -o help' lists what OPTIONS there are.",
     .co_run = co_run_create,
 };

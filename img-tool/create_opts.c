@@ -96,8 +96,10 @@ int create_opts_help(const char *format, const char *filename)
         desc->def = NULL; /* qemu-img tells defaults when it creates, not here */
     opts_print_help(table, stdout);
     free(table);
-    if (!filename)
-        printf("\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n");
+    if (!filename) {
+        printf("\nThe protocol level may support further options.\n");
+        printf("Specify the target filename to include those options.\n");
+    }
     return 0;
 }
 
@@ -127,7 +129,8 @@ int create_opts_resolve(struct create_opts *create, const char *format, const ch
     if (!create->format->create_options)
         return error_set(errp, -ENOTSUP, "Format driver '%s' does not support image creation", format);
     if (!create->protocol->create_options)
-        return error_set(errp, -ENOTSUP, "Protocol driver '%s' does not support image creation", create->protocol->name);
+        return error_set(errp, -ENOTSUP, "Protocol driver '%s' does not support image creation",
+                         create->protocol->name);
     create->table = merge_tables(create->format->create_options, create->protocol->create_options);
     int ret = create->text ? opts_parse(create->opts, create->text, NULL, true, errp) : 0;
     return ret < 0 ? ret : check_values(create, errp);

@@ -6,10 +6,10 @@
 #include <stdbool.h>
 
 struct create_opts {
-    char *text;                       /* all -o, joined; NULL: none */
+    char *text; /* all -o, joined; NULL: none */
     const struct blk_driver *format;
     const struct blk_driver *protocol; /* NULL until the file name is known */
-    struct opt_desc *table;           /* both tables' options, format first, each name once */
+    struct opt_desc *table;            /* both tables' options, format first, each name once */
     struct opts *opts;
 };
 
@@ -19,7 +19,8 @@ bool create_opts_want_help(const struct create_opts *create);
 /* Prints the help; filename may be NULL: then the format's options only. Returns the exit status. */
 int create_opts_help(const char *format, const char *filename);
 
-/* Finds the drivers, parses -o and checks the values' types. Words that an enumeration refuses are left to the driver. */
+/* Finds the drivers, parses -o and checks the values' types. Words that an enumeration refuses are left to the
+ * driver. */
 int create_opts_resolve(struct create_opts *create, const char *format, const char *filename, struct error **errp);
 /* "-b" and "-F": refused by name where the format has none. Either may be NULL. */
 int create_opts_backing(struct create_opts *create, const char *file, const char *format, struct error **errp);

@@ -172,7 +172,8 @@ static coroutine_fn int co_run_dd(int argc, char **argv)
 static struct img_command dd = {
     .name = "dd",
     .usage = "[--image-opts] [-U] [-f FMT] [-O FMT] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=FILE of=FILE",
-    .help = "Copies a part of an image into a new one: at most `count` blocks of `bs` bytes (512), less `skip` at the start.",
+    .help = "Copies a part of an image into a new one: at most `count` blocks of `bs` bytes (512), less `skip` at the "
+            "start.",
     .co_run = co_run_dd,
 };
 IMG_COMMAND(dd)

@@ -17,13 +17,10 @@ bool image_cache_mode(struct image_source *source, const char *mode)
     return true;
 }
 
-static void add_option(const char *key, const char *value, void *arg)
-{
-    opts_set(arg, key, value);
-}
+static void add_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
 
-static coroutine_fn struct blk_node *co_open_node(const char *name, const struct image_source *source, const struct opts *options,
-                                                  struct error **errp)
+static coroutine_fn struct blk_node *co_open_node(const char *name, const struct image_source *source,
+                                                  const struct opts *options, struct error **errp)
 {
     struct blk_node *node = NULL;
     struct opts *opts = opts_new();
@@ -39,8 +36,8 @@ static coroutine_fn struct blk_node *co_open_node(const char *name, const struct
     return node;
 }
 
-coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source, const struct opts *options,
-                                                 struct error **errp)
+coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source,
+                                                 const struct opts *options, struct error **errp)
 {
     struct blk_node *node = co_open_node(name, source, options, errp);
     if (!node)

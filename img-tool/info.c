@@ -2,8 +2,8 @@
 /*
  * info: describes an image, or each image of a backing chain.
  *
- * Only the image itself is opened, for its metadata; a backing image is opened by name where the chain is asked for, each
- * after the one above is closed. A name that comes twice ends the walk: the chain is a loop.
+ * Only the image itself is opened, for its metadata; a backing image is opened by name where the chain is asked for,
+ * each after the one above is closed. A name that comes twice ends the walk: the chain is a loop.
  */
 #include "command.h"
 #include "image.h"
@@ -78,7 +78,8 @@ static void print_snapshots(const json_t *snapshots)
     if (!snapshots || !json_array_size(snapshots))
         return;
     printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
-    json_array_foreach(snapshots, index, snapshot) {
+    json_array_foreach(snapshots, index, snapshot)
+    {
         char size[32], date[64], clock[64], icount[24] = "";
         time_t seconds = (time_t)member(snapshot, "date-sec");
         struct tm tm;
@@ -160,10 +161,7 @@ static coroutine_fn int co_read_image(const char *filename, const struct image_s
     return image_co_close(front) < 0 ? -1 : ret;
 }
 
-static bool seen_before(const json_t *seen, const char *filename)
-{
-    return json_object_get(seen, filename) != NULL;
-}
+static bool seen_before(const json_t *seen, const char *filename) { return json_object_get(seen, filename) != NULL; }
 
 /* All images from the first to the end of the chain, or to an error, which prints nothing but itself. */
 static coroutine_fn int co_walk(const struct info_args *args, struct info_image **images, size_t *count)
@@ -269,8 +267,10 @@ static coroutine_fn int co_run_info(int argc, char **argv)
 static struct img_command info = {
     .name = "info",
     .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--output=FORMAT] [--backing-chain] [-U] FILE",
-    .help = "Describes an image: format, sizes, backing file, what is particular to the format. --backing-chain goes on with its\n"
-            "backing file, and that one's, to the end.",
+    .help =
+        "Describes an image: format, sizes, backing file, what is particular to the format. --backing-chain goes on "
+        "with its\n"
+        "backing file, and that one's, to the end.",
     .co_run = co_run_info,
 };
 IMG_COMMAND(info)

@@ -56,7 +56,8 @@ static void print_items(const json_t *value, int indent, FILE *out)
     }
     const char *key;
     json_t *member;
-    json_object_foreach((json_t *)value, key, member) {
+    json_object_foreach((json_t *)value, key, member)
+    {
         fprintf(out, "%s%*s", separator, indent, "");
         print_string(key, out);
         fputs(": ", out);
@@ -74,24 +75,12 @@ static void print_value(const json_t *value, int indent, FILE *out)
         print_items(value, indent + INDENT, out);
         fprintf(out, "\n%*s%c", indent, "", json_is_array(value) ? ']' : '}');
         break;
-    case JSON_STRING:
-        print_string(json_string_value(value), out);
-        break;
-    case JSON_INTEGER:
-        fprintf(out, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
-        break;
-    case JSON_REAL:
-        fprintf(out, "%.17g", json_real_value(value));
-        break;
-    case JSON_TRUE:
-        fputs("true", out);
-        break;
-    case JSON_FALSE:
-        fputs("false", out);
-        break;
-    case JSON_NULL:
-        fputs("null", out);
-        break;
+    case JSON_STRING: print_string(json_string_value(value), out); break;
+    case JSON_INTEGER: fprintf(out, "%" JSON_INTEGER_FORMAT, json_integer_value(value)); break;
+    case JSON_REAL: fprintf(out, "%.17g", json_real_value(value)); break;
+    case JSON_TRUE: fputs("true", out); break;
+    case JSON_FALSE: fputs("false", out); break;
+    case JSON_NULL: fputs("null", out); break;
     }
 }
 
@@ -129,7 +118,8 @@ void json_print_human(const json_t *value, int indent, FILE *out)
     }
     const char *key;
     json_t *member;
-    json_object_foreach((json_t *)value, key, member) {
+    json_object_foreach((json_t *)value, key, member)
+    {
         snprintf(label, sizeof(label), "%s", key);
         for (char *p = label; (p = strchr(p, '-'));)
             *p = ' ';

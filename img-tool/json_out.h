@@ -5,7 +5,8 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* As --output=json prints: 4 spaces a level, `"key": value`, insertion order, escapes as \u00E4; a line feed at the end. */
+/* As --output=json prints: 4 spaces a level, `"key": value`, insertion order, escapes as \u00E4; a line feed at the
+ * end. */
 void json_print(const json_t *value, FILE *out);
 /* As `info` prints format-specific information: `key: value` lines, `-` in keys as a blank; lists as `[0]:`. */
 void json_print_human(const json_t *value, int indent, FILE *out);

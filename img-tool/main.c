@@ -77,33 +77,30 @@ int img_getopt(int argc, char **argv, const char *short_options, const struct op
 
 /* ---- help ---- */
 
-static void print_version(void)
-{
-    printf("%s version " VMM_VERSION " (vmm)\n", error_program());
-}
+static void print_version(void) { printf("%s version " VMM_VERSION " (vmm)\n", error_program()); }
 
-static void print_driver(const struct blk_driver *driver, void *arg)
-{
-    printf(" %s", driver->name);
-}
+static void print_driver(const struct blk_driver *driver, void *arg) { printf(" %s", driver->name); }
 
 static void print_help(void)
 {
     print_version();
     printf("usage: %s [-h | --help] [-V | --version] COMMAND [OPTION]... [OPERAND]...\n"
-           "Makes, describes, converts and checks disk images.\n\nCommands:\n", error_program());
+           "Makes, describes, converts and checks disk images.\n\nCommands:\n",
+           error_program());
     for (const struct img_command *command = commands; command; command = command->next) {
         if (command->usage)
             printf("  %s %s\n", command->name, command->usage);
     }
-    printf("\n'%s COMMAND --help' tells more about one. What options mean everywhere:\n"
-           "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) where not given\n"
-           "  -t CACHE         cache mode: writeback, none, writethrough, directsync, unsafe; -T for what is only read\n"
-           "  -U               read although another program has the image open for writing\n"
-           "  --image-opts     operands are key=value,... options of a block node instead of file names\n"
-           "  -o OPTIONS       options of the new image, key=value,...; '-o help' lists them\n"
-           "  -p, -q           show progress; print nothing but errors\n"
-           "Sizes are bytes, or have a suffix k, M, G, T, P or E (powers of 1024).\n\nSupported formats:", error_program());
+    printf(
+        "\n'%s COMMAND --help' tells more about one. What options mean everywhere:\n"
+        "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) where not given\n"
+        "  -t CACHE         cache mode: writeback, none, writethrough, directsync, unsafe; -T for what is only read\n"
+        "  -U               read although another program has the image open for writing\n"
+        "  --image-opts     operands are key=value,... options of a block node instead of file names\n"
+        "  -o OPTIONS       options of the new image, key=value,...; '-o help' lists them\n"
+        "  -p, -q           show progress; print nothing but errors\n"
+        "Sizes are bytes, or have a suffix k, M, G, T, P or E (powers of 1024).\n\nSupported formats:",
+        error_program());
     blk_driver_each(print_driver, NULL);
     printf("\n");
 }
@@ -165,19 +162,11 @@ static int parse_global(int argc, char **argv, int *status)
     *status = 0;
     for (;;) {
         switch (img_getopt(argc, argv, "+:hVT:", options)) {
-        case -1:
-            return optind;
-        case IMG_OPT_HELP:
-            print_help();
-            return 0;
-        case 'V':
-            print_version();
-            return 0;
-        case 'T': /* trace points are USDT probes here: nothing to switch on */
-            break;
-        default:
-            *status = 1;
-            return 0;
+        case -1: return optind;
+        case IMG_OPT_HELP: print_help(); return 0;
+        case 'V': print_version(); return 0;
+        case 'T': /* trace points are USDT probes here: nothing to switch on */ break;
+        default: *status = 1; return 0;
         }
     }
 }

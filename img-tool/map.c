@@ -24,10 +24,7 @@ struct map_entry {
     struct blk_status status;
 };
 
-static const char *truth(bool value)
-{
-    return value ? "true" : "false";
-}
+static const char *truth(bool value) { return value ? "true" : "false"; }
 
 /* -1 where a person cannot be told an offset. */
 static int print_human(const struct map_entry *entry)
@@ -46,8 +43,9 @@ static int print_human(const struct map_entry *entry)
 static void print_json(const struct map_entry *entry, bool last)
 {
     const struct blk_status *status = &entry->status;
-    printf("{ \"start\": %" PRIu64 ", \"length\": %" PRIu64 ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
-           entry->start, status->length, status->depth, truth(status->present), truth(status->zero), truth(status->data));
+    printf(
+        "{ \"start\": %" PRIu64 ", \"length\": %" PRIu64 ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s",
+        entry->start, status->length, status->depth, truth(status->present), truth(status->zero), truth(status->data));
     if (status->offset_valid)
         printf(", \"offset\": %" PRIu64, status->offset);
     fputs(last ? "}]\n" : "},\n", stdout);
@@ -80,7 +78,7 @@ static coroutine_fn int co_map(struct blk_front *front, const struct map_args *a
         struct blk_status status;
         int ret = blk_co_status(blk_front_node(front), NULL, offset, end - offset, &status);
         if (ret < 0) {
-            error_report("Failed to read image metadata: %s", strerror(-ret));
+            error_report("Could not read file metadata: %s", strerror(-ret));
             return 1;
         }
         if (have && continues(&current, &status)) {
@@ -159,7 +157,9 @@ static coroutine_fn int co_run_map(int argc, char **argv)
 
 static struct img_command map = {
     .name = "map",
-    .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--start-offset=OFFSET] [--max-length=LENGTH] [--output=FORMAT] [-U] FILE",
+    .usage =
+        "[--object OBJECT] [--image-opts] [-f FMT] [--start-offset=OFFSET] [--max-length=LENGTH] [--output=FORMAT] "
+        "[-U] FILE",
     .help = "Shows where each part of the content is: in which file of the backing chain, at which offset.",
     .co_run = co_run_map,
 };

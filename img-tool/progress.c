@@ -14,10 +14,7 @@ static struct {
 } state;
 static volatile sig_atomic_t print_once;
 
-static void on_signal(int number)
-{
-    print_once = 1;
-}
+static void on_signal(int number) { print_once = 1; }
 
 static void print(char end)
 {

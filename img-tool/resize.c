@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* resize: gives an image another size. Shrinking loses data, so it takes --shrink, and growing is the only way that preallocates. */
+/* resize: gives an image another size. Shrinking loses data, so it takes --shrink, and growing is the only way that
+ * preallocates. */
 #include "command.h"
 #include "image.h"
 
@@ -59,7 +60,8 @@ static int parse(int argc, char **argv, struct resize_args *args)
                 return 1;
             break;
         case OPTION_PREALLOC:
-            if (strcmp(optarg, "off") && strcmp(optarg, "metadata") && strcmp(optarg, "falloc") && strcmp(optarg, "full")) {
+            if (strcmp(optarg, "off") && strcmp(optarg, "metadata") && strcmp(optarg, "falloc") &&
+                strcmp(optarg, "full")) {
                 error_report("Invalid preallocation mode '%s'", optarg);
                 return 1;
             }
@@ -94,8 +96,9 @@ static bool target_size(const struct resize_args *args, uint64_t current, uint64
     }
     if (size < current && !args->shrink) {
         error_report("Use the --shrink option to perform a shrink operation.");
-        warn_report("Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an "
-                    "operation, make sure there is no important data there.");
+        warn_report(
+            "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an "
+            "operation, make sure there is no important data there.");
         return false;
     }
     *out = size;
@@ -134,7 +137,8 @@ static coroutine_fn int co_run_resize(int argc, char **argv)
 static struct img_command resize = {
     .name = "resize",
     .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--preallocation=MODE] [-q] [--shrink] FILE [+ | -]SIZE",
-    .help = "Makes the disk of an image larger or, with --shrink, smaller. Change partitions and file systems inside first\n"
+    .help = "Makes the disk of an image larger or, with --shrink, smaller. Change partitions and file systems inside "
+            "first\n"
             "(shrinking) or afterwards (growing).",
     .co_run = co_run_resize,
 };

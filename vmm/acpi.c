@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * ACPI tables for direct boot (ACPI 6.4, section 5): RSDP, XSDT, FADT, FACS, MADT, MCFG, WAET and a DSDT with the PCI root bridge,
- * its interrupt routing, the serial port, the clock, and power-off. They lie in the BIOS area, marked as ACPI data.
+ * ACPI tables for direct boot (ACPI 6.4, section 5): RSDP, XSDT, FADT, FACS, MADT, MCFG, WAET and a DSDT with the PCI
+ * root bridge, its interrupt routing, the serial port, the clock, and power-off. They lie in the BIOS area, marked as
+ * ACPI data.
  * Invariant: what they say is what q35.c and the in-kernel interrupt controllers do.
  */
 #include "aml.h"
@@ -54,7 +55,8 @@ static uint8_t *reserve(struct tables *tables, uint64_t length, uint64_t alignme
 }
 
 /* Puts a table together from its body, header and checksum included; returns its address. */
-static uint32_t add_table(struct tables *tables, const char *signature, uint8_t revision, const uint8_t *body, size_t body_length)
+static uint32_t add_table(struct tables *tables, const char *signature, uint8_t revision, const uint8_t *body,
+                          size_t body_length)
 {
     uint32_t address = 0;
     size_t length = TABLE_HEADER + body_length;
@@ -74,10 +76,7 @@ static uint32_t add_table(struct tables *tables, const char *signature, uint8_t 
     return address;
 }
 
-static void list_table(struct tables *tables, uint32_t address)
-{
-    tables->list[tables->count++] = address;
-}
+static void list_table(struct tables *tables, uint32_t address) { tables->list[tables->count++] = address; }
 
 /* ---- DSDT ---- */
 
@@ -103,17 +102,6 @@ static void describe_isa(struct machine *machine, struct aml *aml)
     aml_begin_device(aml, "ISA_");
     aml_name(aml, "_ADR");
     aml_integer(aml, (uint64_t)Q35_LPC_SLOT << 16);
-    aml_begin_device(aml, "COM1");
-    aml_name(aml, "_HID");
-    aml_eisa_id(aml, "PNP0501");
-    aml_name(aml, "_UID");
-    aml_integer(aml, 1);
-    aml_name(aml, "_CRS");
-    aml_begin_resources(aml);
-    aml_resource_io(aml, 0x3f8, 8);
-    aml_resource_irq(aml, 4);
-    aml_end(aml);
-    aml_end(aml);
     aml_begin_device(aml, "RTC_");
     aml_name(aml, "_HID");
     aml_eisa_id(aml, "PNP0B00");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * ACPI power management of the ICH9 (datasheet 13.8.3; ACPI 6.4, 4.8): PM1 status, enable and control, the 24-bit timer of 3.579545
- * MHz, GPE0, and the SMI command port that switches ACPI mode on. Registers may be accessed in any size, so they are
- * bytes here. Invariant: the SCI line is up exactly while an enabled event is pending in ACPI mode.
+ * ACPI power management of the ICH9 (datasheet 13.8.3; ACPI 6.4, 4.8): PM1 status, enable and control, the 24-bit timer
+ * of 3.579545 MHz, GPE0, and the SMI command port that switches ACPI mode on. Registers may be accessed in any size, so
+ * they are bytes here. Invariant: the SCI line is up exactly while an enabled event is pending in ACPI mode.
  */
 #include "q35.h"
 
@@ -37,10 +37,7 @@ static uint64_t ticks(const struct acpi_pm *pm)
     return (uint64_t)((unsigned __int128)(loop_now_ns() - pm->origin_ns) * TIMER_HZ / 1000000000u);
 }
 
-static uint16_t get16(const struct acpi_pm *pm, unsigned offset)
-{
-    return load_le16(pm->registers + offset);
-}
+static uint16_t get16(const struct acpi_pm *pm, unsigned offset) { return load_le16(pm->registers + offset); }
 
 /* The status bit is set whenever the timer's top bit (23) changes. */
 static void update_timer_status(struct acpi_pm *pm)
@@ -60,14 +57,12 @@ static void update_sci(struct acpi_pm *pm)
     kvm_irq_line(&pm->device.machine->kvm, Q35_SCI_IRQ, level && get16(pm, Q35_PM1_CONTROL) & SCI_ENABLE);
     uint64_t deadline = 0;
     if (get16(pm, Q35_PM1_ENABLE) & TIMER_STATUS)
-        deadline = pm->origin_ns + (uint64_t)(((unsigned __int128)(pm->timer_epoch + 1) << 23) * 1000000000u / TIMER_HZ) + 1000;
+        deadline = pm->origin_ns +
+                   (uint64_t)(((unsigned __int128)(pm->timer_epoch + 1) << 23) * 1000000000u / TIMER_HZ) + 1000;
     machine_timer_set(&pm->timer, deadline);
 }
 
-static void timer_due(struct machine_timer *timer)
-{
-    update_sci(container_of(timer, struct acpi_pm, timer));
-}
+static void timer_due(struct machine_timer *timer) { update_sci(container_of(timer, struct acpi_pm, timer)); }
 
 static void sleep_now(struct acpi_pm *pm)
 {
@@ -94,8 +89,8 @@ static void write_byte(struct acpi_pm *pm, uint64_t offset, uint8_t value)
     static const struct {
         uint8_t offset, writable, clears; /* `clears`: ones clear the bit */
     } rules[] = {
-        { Q35_PM1_STATUS, 0, 0x31 },     { Q35_PM1_STATUS + 1, 0, 0xc5 },  { Q35_PM1_ENABLE, 0x21, 0 },
-        { Q35_PM1_ENABLE + 1, 0x45, 0 }, { Q35_PM1_CONTROL, 0x03, 0 },     { Q35_PM1_CONTROL + 1, 0x1c, 0 },
+        { Q35_PM1_STATUS, 0, 0x31 },     { Q35_PM1_STATUS + 1, 0, 0xc5 }, { Q35_PM1_ENABLE, 0x21, 0 },
+        { Q35_PM1_ENABLE + 1, 0x45, 0 }, { Q35_PM1_CONTROL, 0x03, 0 },    { Q35_PM1_CONTROL + 1, 0x1c, 0 },
     };
     uint8_t *reg = &pm->registers[offset];
     if (offset >= GPE0_STATUS && offset < GPE0_ENABLE)
@@ -106,7 +101,7 @@ static void write_byte(struct acpi_pm *pm, uint64_t offset, uint8_t value)
         if (rules[i].offset != offset)
             continue;
         *reg = (uint8_t)((*reg & ~rules[i].writable) | (value & rules[i].writable));
-        *reg &= (uint8_t)~(value & rules[i].clears);
+        *reg &= (uint8_t) ~(value & rules[i].clears);
     }
     if (offset == Q35_PM1_CONTROL + 1 && value & SLEEP_ENABLE >> 8)
         sleep_now(pm);
@@ -155,10 +150,7 @@ void acpi_pm_set_base(struct machine *machine, uint16_t base)
         pm->ports.base = 0;
 }
 
-void acpi_pm_enable(struct machine *machine)
-{
-    machine->pm->registers[Q35_PM1_CONTROL] |= SCI_ENABLE;
-}
+void acpi_pm_enable(struct machine *machine) { machine->pm->registers[Q35_PM1_CONTROL] |= SCI_ENABLE; }
 
 void acpi_pm_power_button(struct machine *machine)
 {

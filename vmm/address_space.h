@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * An address space (ports, or memory-mapped I/O): which device answers at which address. vCPU threads dispatch to it with the
- * machine's device lock held; regions are added and removed under the same lock.
+ * An address space (ports, or memory-mapped I/O): which device answers at which address. vCPU threads dispatch to it
+ * with the machine's device lock held; regions are added and removed under the same lock.
  */
 #pragma once
 

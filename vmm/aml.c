@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * ACPI Machine Language encoder: just the terms that the machine's description needs. A package's length is put in front of
- * its content when it is closed, in the shortest encoding (ACPI 6.4, 20.2.4).
+ * ACPI Machine Language encoder: just the terms that the machine's description needs. A package's length is put in
+ * front of its content when it is closed, in the shortest encoding (ACPI 6.4, 20.2.4).
  */
 #include "aml.h"
 
@@ -41,10 +41,7 @@ void aml_bytes(struct aml *aml, const void *bytes, size_t count)
     memcpy(insert(aml, aml->length, count), bytes, count);
 }
 
-void aml_byte(struct aml *aml, uint8_t byte)
-{
-    *insert(aml, aml->length, 1) = byte;
-}
+void aml_byte(struct aml *aml, uint8_t byte) { *insert(aml, aml->length, 1) = byte; }
 
 static void put_le(struct aml *aml, uint64_t value, size_t count)
 {
@@ -101,10 +98,7 @@ void aml_string(struct aml *aml, const char *text)
     aml_bytes(aml, text, strlen(text) + 1);
 }
 
-static unsigned hex_digit(char c)
-{
-    return (unsigned)(c <= '9' ? c - '0' : c - 'A' + 10);
-}
+static unsigned hex_digit(char c) { return (unsigned)(c <= '9' ? c - '0' : c - 'A' + 10); }
 
 void aml_eisa_id(struct aml *aml, const char *id)
 {
@@ -200,7 +194,8 @@ void aml_resource_irq(struct aml *aml, unsigned irq)
     put_le(aml, 1u << irq, 2);
 }
 
-static void window(struct aml *aml, uint8_t tag, size_t bytes, uint8_t type, uint8_t type_flags, uint64_t first, uint64_t last)
+static void window(struct aml *aml, uint8_t tag, size_t bytes, uint8_t type, uint8_t type_flags, uint64_t first,
+                   uint64_t last)
 {
     aml_byte(aml, tag);
     put_le(aml, 3 + 5 * bytes, 2);
@@ -219,10 +214,7 @@ void aml_resource_bus_window(struct aml *aml, uint16_t first, uint16_t last)
     window(aml, 0x88, 2, 2, 0, first, last);
 }
 
-void aml_resource_io_window(struct aml *aml, uint16_t first, uint16_t last)
-{
-    window(aml, 0x88, 2, 1, 3, first, last);
-}
+void aml_resource_io_window(struct aml *aml, uint16_t first, uint16_t last) { window(aml, 0x88, 2, 1, 3, first, last); }
 
 void aml_resource_memory_window(struct aml *aml, uint64_t first, uint64_t last)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Writing ACPI Machine Language (ACPI 6.4, section 20) into a growing buffer: each aml_begin_…() is closed by aml_end(). */
+/* Writing ACPI Machine Language (ACPI 6.4, section 20) into a growing buffer: each aml_begin_…() is closed by
+ * aml_end(). */
 #pragma once
 
 #include <stdbool.h>

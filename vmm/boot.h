@@ -12,8 +12,8 @@
 #define BOOT_PAGE_TABLES 0x9000u /* PML4, PDPT, four page directories: 4 GiB mapped one to one */
 #define BOOT_CMDLINE 0x20000u
 #define BOOT_CMDLINE_ROOM 0x10000u
-#define BOOT_LOW_END 0x9fc00u   /* from here to 1 MiB is not memory for the kernel */
-#define BOOT_ACPI 0xe0000u      /* tables, found by the RSDP at the start */
+#define BOOT_LOW_END 0x9fc00u /* from here to 1 MiB is not memory for the kernel */
+#define BOOT_ACPI 0xe0000u    /* tables, found by the RSDP at the start */
 #define BOOT_ACPI_ROOM 0x20000u
 #define BOOT_CODE_SELECTOR 0x10u
 #define BOOT_DATA_SELECTOR 0x18u

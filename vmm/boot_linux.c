@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Direct boot of a Linux kernel (bzImage), as Documentation/arch/x86/boot.rst has it: the header is checked, the protected-mode part
- * goes to the address it wants, the initrd as high as the kernel allows, the zero page gets the memory map. The kernel is entered
- * at its 64-bit entry point where it has one, else at the 32-bit one.
- * Invariant: no number of the file is used as an address or length before it was checked against the file and guest memory.
+ * Direct boot of a Linux kernel (bzImage), as Documentation/arch/x86/boot.rst has it: the header is checked, the
+ * protected-mode part goes to the address it wants, the initrd as high as the kernel allows, the zero page gets the
+ * memory map. The kernel is entered at its 64-bit entry point where it has one, else at the 32-bit one.
+ * Invariant: no number of the file is used as an address or length before it was checked against the file and guest
+ * memory.
  */
 #include "boot.h"
 
@@ -98,8 +99,8 @@ static int check_header(struct kernel_file *file, const char *path, struct error
         return error_set(errp, -EINVAL, "invalid kernel header in '%s': not a Linux bzImage", path);
     file->version = load_le16(head + HDR_VERSION);
     if (file->version < MINIMUM_VERSION || !(head[HDR_LOADFLAGS] & LOADED_HIGH))
-        return error_set(errp, -EINVAL, "kernel '%s' has boot protocol %u.%02u; at least 2.06 and a bzImage are needed", path,
-                         file->version >> 8, file->version & 0xffu);
+        return error_set(errp, -EINVAL, "kernel '%s' has boot protocol %u.%02u; at least 2.06 and a bzImage are needed",
+                         path, file->version >> 8, file->version & 0xffu);
     unsigned sectors = head[HDR_SETUP_SECTS] ? head[HDR_SETUP_SECTS] : 4;
     file->load_offset = (sectors + 1u) * 512u;
     if (file->load_offset >= file->size)
@@ -108,7 +109,8 @@ static int check_header(struct kernel_file *file, const char *path, struct error
 }
 
 /* The kernel wants init_size bytes of memory from where it runs (boot protocol 2.10). */
-static int check_room(const struct machine *machine, const struct kernel_file *file, uint64_t length, struct error **errp)
+static int check_room(const struct machine *machine, const struct kernel_file *file, uint64_t length,
+                      struct error **errp)
 {
     uint64_t room = length;
     if (file->version >= 0x20a)
@@ -189,7 +191,8 @@ static void fill_e820(const struct machine *machine, uint8_t *zero_page)
         add_e820(zero_page, memory->blocks[1].gpa, memory->blocks[1].gpa + memory->blocks[1].size, E820_RAM);
 }
 
-static int fill_zero_page(struct machine *machine, const struct kernel_file *file, uint8_t *zero_page, struct error **errp)
+static int fill_zero_page(struct machine *machine, const struct kernel_file *file, uint8_t *zero_page,
+                          struct error **errp)
 {
     const struct config *config = machine->config;
     uint64_t header_end = MIN(0x202u + file->head[HDR_JUMP_LENGTH], 0x290u);
@@ -231,6 +234,11 @@ int boot_linux_load(struct machine *machine, struct error **errp)
 {
     const struct config *config = machine->config;
     struct kernel_file file;
+    if (!config->kernel) {
+        error_set(errp, -EINVAL, "no kernel given: booting from a disk needs firmware, which vmm does not have yet");
+        error_hint(errp, "add -kernel FILE and -initrd FILE");
+        return -EINVAL;
+    }
     if (!memory_at(&machine->memory, 0, KERNEL_LOAD_ADDRESS + 0x100000))
         return error_set(errp, -ENOMEM, "the guest has too little memory to boot a kernel: at least 2 MiB are needed");
     file.fd = open_file(config->kernel, "kernel", &file.size, errp);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Character devices on file descriptors. The main loop reads when the user has room, and writes what is buffered when the
- * descriptor takes it; the descriptor stays blocking (it may be shared with other programs), so each write is preceded by
- * poll() and short. Invariant: a byte that chardev_put() took is written, in order, unless the reader is gone.
+ * Character devices on file descriptors. The main loop reads when the user has room, and writes what is buffered when
+ * the descriptor takes it; the descriptor stays blocking (it may be shared with other programs), so each write is
+ * preceded by poll() and short. Invariant: a byte that chardev_put() took is written, in order, unless the reader is
+ * gone.
  */
 #include "chardev.h"
 
@@ -33,7 +34,7 @@ struct chardev {
     bool was_full;
     uint8_t ahead[4096]; /* read from a mux, not yet taken by the guest; device_lock */
     size_t ahead_count;
-    bool posted;          /* device_lock */
+    bool posted; /* device_lock */
     struct loop_post post;
     struct loop_fd in_watch, out_watch; /* main loop */
     bool in_watched, out_watched, in_ended;
@@ -48,8 +49,8 @@ static bool ready_to_write(const struct chardev *chardev)
     return chardev->regular || poll(&pfd, 1, 0) > 0;
 }
 
-/* Writes until nothing is left (true) or the descriptor would block (false). Main loop; device_lock is held but not while
- * writing. */
+/* Writes until nothing is left (true) or the descriptor would block (false). Main loop; device_lock is held but not
+ * while writing. */
 static bool write_out(struct chardev *chardev)
 {
     uint8_t chunk[WRITE_AT_ONCE];
@@ -98,10 +99,7 @@ static void out_ready(struct loop_fd *watch, short revents)
     device_unlock(chardev->machine);
 }
 
-bool chardev_can_put(const struct chardev *chardev)
-{
-    return chardev->length < OUTPUT_ROOM;
-}
+bool chardev_can_put(const struct chardev *chardev) { return chardev->length < OUTPUT_ROOM; }
 
 static void put_raw(struct chardev *chardev, uint8_t byte)
 {
@@ -115,8 +113,8 @@ static void put_timestamp(struct chardev *chardev, uint8_t byte)
     if (mux->timestamps && mux->line_start) {
         char text[32];
         uint64_t ms = (loop_now_ns() - mux->origin_ns) / 1000000;
-        int length = snprintf(text, sizeof(text), "[%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64 "] ", ms / 3600000,
-                              ms / 60000 % 60, ms / 1000 % 60, ms % 1000);
+        int length = snprintf(text, sizeof(text), "[%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64 "] ",
+                              ms / 3600000, ms / 60000 % 60, ms / 1000 % 60, ms % 1000);
         for (int i = 0; i < length && chardev_can_put(chardev); i++)
             put_raw(chardev, (uint8_t)text[i]);
     }
@@ -155,10 +153,7 @@ void chardev_print(struct chardev *chardev, const char *text)
 
 /* ---- input ---- */
 
-static size_t user_room(struct chardev *chardev)
-{
-    return chardev->user ? chardev->user->room(chardev->user) : 0;
-}
+static size_t user_room(struct chardev *chardev) { return chardev->user ? chardev->user->room(chardev->user) : 0; }
 
 /* With a mux we read ahead, so that its escapes work though the guest reads nothing. */
 static size_t input_room(struct chardev *chardev)
@@ -302,15 +297,9 @@ struct chardev *chardev_new(struct machine *machine, const char *backend, struct
     return chardev;
 }
 
-static void in_removed(struct loop_fd *watch)
-{
-    container_of(watch, struct chardev, in_watch)->in_watched = false;
-}
+static void in_removed(struct loop_fd *watch) { container_of(watch, struct chardev, in_watch)->in_watched = false; }
 
-static void out_removed(struct loop_fd *watch)
-{
-    container_of(watch, struct chardev, out_watch)->out_watched = false;
-}
+static void out_removed(struct loop_fd *watch) { container_of(watch, struct chardev, out_watch)->out_watched = false; }
 
 /* Waits for a slow reader, but not for one that does not read at all. */
 static void write_rest(struct chardev *chardev)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Where a serial port's bytes come from and go to: terminal, file, pseudo-terminal, nowhere. Output is buffered and written by the main
- * loop, so that a vCPU never waits for a terminal; a full buffer holds the guest back instead.
+ * Where a serial port's bytes come from and go to: terminal, file, pseudo-terminal, nowhere. Output is buffered and
+ * written by the main loop, so that a vCPU never waits for a terminal; a full buffer holds the guest back instead.
  */
 #pragma once
 
@@ -13,7 +13,7 @@ struct chardev;
 struct chardev_user {
     size_t (*room)(struct chardev_user *user); /* bytes that receive() would take now */
     void (*receive)(struct chardev_user *user, const uint8_t *bytes, size_t count);
-    void (*sent)(struct chardev_user *user);  /* there is room for output again */
+    void (*sent)(struct chardev_user *user); /* there is room for output again */
     void (*send_break)(struct chardev_user *user);
 };
 
@@ -34,8 +34,8 @@ void chardev_print(struct chardev *chardev, const char *text);
 void terminal_raw(bool signals);
 void terminal_restore(void);
 
-/* mux.c: the escape keys of a console that it shares with a monitor (Ctrl-A X and others). Returns the number of bytes that are for the
- * guest, moved to the front of `bytes`. */
+/* mux.c: the escape keys of a console that it shares with a monitor (Ctrl-A X and others). Returns the number of bytes
+ * that are for the guest, moved to the front of `bytes`. */
 struct mux {
     struct machine *machine;
     struct chardev *chardev;

@@ -14,10 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int no_op(struct config *config, const char *argument, struct error **errp)
-{
-    return 0;
-}
+static int no_op(struct config *config, const char *argument, struct error **errp) { return 0; }
 
 static int set_kernel(struct config *config, const char *argument, struct error **errp)
 {
@@ -61,22 +58,31 @@ static int set_nographic(struct config *config, const char *argument, struct err
     return 0;
 }
 
+static int set_no_defaults(struct config *config, const char *argument, struct error **errp)
+{
+    config->no_defaults = true;
+    return 0;
+}
+
 static int set_display(struct config *config, const char *argument, struct error **errp)
 {
     if (strcmp(argument, "none") != 0)
         return error_set(errp, -EINVAL, "-display %s: vmm has no display; only 'none' is accepted", argument);
+    config->no_display = true;
     return 0;
 }
 
 static int add_serial(struct config *config, const char *argument, struct error **errp)
 {
     if (config->serial_count == CONFIG_MAX_SERIALS)
-        return error_set(errp, -EINVAL, "-serial %s: too many serial ports: there are %d", argument, CONFIG_MAX_SERIALS);
+        return error_set(errp, -EINVAL, "-serial %s: too many serial ports: there are %d", argument,
+                         CONFIG_MAX_SERIALS);
     config->serials[config->serial_count++] = argument;
     return 0;
 }
 
-static int add_item(struct config_items *items, const char *option, const char *argument, const char *implied, struct error **errp)
+static int add_item(struct config_items *items, const char *option, const char *argument, const char *implied,
+                    struct error **errp)
 {
     struct opts *opts = opts_new();
     bool json = *argument == '{';
@@ -125,7 +131,8 @@ static int add_object(struct config *config, const char *argument, struct error 
 const struct cmdline_option cmdline_options[] = {
     { "h", "help", NULL, "display this help and exit", NULL },
     { "version", NULL, NULL, "display version information and exit", NULL },
-    { "machine", "M", "[type=]name[,prop[=value][,...]]", "select the machine (q35, the only one; accel=kvm)", cmdline_machine },
+    { "machine", "M", "[type=]name[,prop[=value][,...]]", "select the machine (q35, the only one; accel=kvm)",
+      cmdline_machine },
     { "accel", NULL, "[accel=]accelerator", "select the accelerator (kvm, the only one)", cmdline_accel },
     { "enable-kvm", NULL, NULL, "use KVM (always the case)", no_op },
     { "cpu", NULL, "cpu", "select CPU: host or max, with features as in host,-avx2", cmdline_cpu },
@@ -134,19 +141,21 @@ const struct cmdline_option cmdline_options[] = {
     { "name", NULL, "string1[,process=string2][,debug-threads=on|off]", "set the name of the guest", cmdline_name },
     { "drive", NULL, "[file=file][,if=type][,id=name][,format=f][,cache=c][,option[=value][,...]]",
       "use 'file' as a drive image", add_drive },
-    { "blockdev", NULL, "[driver=]driver[,node-name=N][,option[=value][,...]]", "configure a block node", add_blockdev },
+    { "blockdev", NULL, "[driver=]driver[,node-name=N][,option[=value][,...]]", "configure a block node",
+      add_blockdev },
     { "device", NULL, "driver[,prop[=value][,...]]", "add a device; '-device help' lists them", add_device },
     { "object", NULL, "TYPENAME[,PROP1=VALUE1,...]", "create an object: iothread,id=ID[,poll-max-ns=NS]", add_object },
-    { "serial", NULL, "dev", "redirect the serial port to 'dev': stdio, mon:stdio, file:PATH, pty, null, none", add_serial },
+    { "serial", NULL, "dev", "redirect the serial port to 'dev': stdio, mon:stdio, file:PATH, pty, null, none",
+      add_serial },
     { "nographic", NULL, NULL, "serial port and monitor on this terminal (the default)", set_nographic },
-    { "display", NULL, "none", "there is no display", set_display },
+    { "display", NULL, "none", "no console on this terminal but by -serial or -nographic", set_display },
     { "kernel", NULL, "bzImage", "use 'bzImage' as kernel image", set_kernel },
     { "initrd", NULL, "file", "use 'file' as initial ram disk", set_initrd },
     { "append", NULL, "cmdline", "use 'cmdline' as kernel command line", set_append },
     { "S", NULL, NULL, "freeze CPU at startup (use 'c' in the monitor to start execution)", set_paused },
     { "no-reboot", NULL, NULL, "exit instead of rebooting", set_no_reboot },
     { "pidfile", NULL, "file", "write PID to 'file'", set_pidfile },
-    { "nodefaults", NULL, NULL, "don't create default devices", no_op },
+    { "nodefaults", NULL, NULL, "don't create default devices (the serial port on this terminal)", set_no_defaults },
     { "no-user-config", NULL, NULL, "there are no user-provided configuration files", no_op },
     { 0 },
 };
@@ -157,8 +166,9 @@ static void print_help(void)
     printf("usage: %s [options]\n\nOptions:\n\n", error_program());
     for (const struct cmdline_option *option = cmdline_options; option->name; option++) {
         char left[128];
-        snprintf(left, sizeof(left), "-%s%s%s%s%s", option->name, option->alias ? " or -" : "", option->alias ? option->alias : "",
-                 option->argument ? " " : "", option->argument ? option->argument : "");
+        snprintf(left, sizeof(left), "-%s%s%s%s%s", option->name, option->alias ? " or -" : "",
+                 option->alias ? option->alias : "", option->argument ? " " : "",
+                 option->argument ? option->argument : "");
         printf(strlen(left) < 15 ? "%-15s %s\n" : "%s\n                %s\n", left, option->help);
     }
     printf("\nDuring emulation, the following keys are useful:\nctrl-a h        print the keys of the console\n"
@@ -180,19 +190,17 @@ static int check_config(struct config *config, struct error **errp)
         return error_set(errp, -EINVAL, "-append only allowed with -kernel option");
     if (!config->kernel && config->initrd)
         return error_set(errp, -EINVAL, "-initrd only allowed with -kernel option");
-    if (!config->kernel) {
-        error_set(errp, -EINVAL, "no kernel given: booting from a disk needs firmware, which vmm does not have yet");
-        error_hint(errp, "add -kernel FILE and -initrd FILE");
-        return -EINVAL;
-    }
-    if (!config->serial_count)
+    /* As QEMU: the console is on this terminal, unless there is to be no display or nothing that was not asked for. */
+    if (!config->serial_count && !config->no_defaults && (config->nographic || !config->no_display))
         config->serials[config->serial_count++] = "mon:stdio";
     return 0;
 }
 
 int cmdline_parse(struct config *config, int argc, char **argv, struct error **errp)
 {
-    *config = (struct config){ .memory = 128ull << 20, .cpus = 1, .sockets = 1, .cores = 1, .threads = 1, .cpu_model = "host" };
+    *config = (struct config){
+        .memory = 128ull << 20, .cpus = 1, .sockets = 1, .cores = 1, .threads = 1, .cpu_model = "host"
+    };
     for (int i = 1; i < argc; i++) {
         const char *text = argv[i];
         if (*text != '-') {

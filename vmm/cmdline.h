@@ -28,7 +28,7 @@ struct config {
     const char *name, *pidfile;
     const char *serials[CONFIG_MAX_SERIALS];
     unsigned serial_count;
-    bool start_paused, no_reboot, nographic, debug_threads;
+    bool start_paused, no_reboot, nographic, no_display, no_defaults;
     struct config_items drives, blockdevs, devices, objects;
 };
 

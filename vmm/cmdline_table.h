@@ -5,8 +5,8 @@
 #include "cmdline.h"
 
 struct cmdline_option {
-    const char *name;  /* without '-' */
-    const char *alias; /* NULL: none */
+    const char *name;     /* without '-' */
+    const char *alias;    /* NULL: none */
     const char *argument; /* how help calls it; NULL: the option takes none */
     const char *help;
     int (*apply)(struct config *config, const char *argument, struct error **errp);

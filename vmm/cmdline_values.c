@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Command-line options whose arguments have parts. Each has a table of them; what the table lacks is refused by name. The
- * words of errors are QEMU's where it has some.
+ * Command-line options whose arguments have parts. Each has a table of them; what the table lacks is refused by name.
+ * The words of errors are QEMU's where it has some.
  */
 #include "cmdline_values.h"
 
@@ -18,13 +18,10 @@
 #define MAX_CPUS 288u
 
 /* Strings that outlive the options that they were read from. */
-static const char *keep(const char *text)
-{
-    return xstrdup(text);
-}
+static const char *keep(const char *text) { return xstrdup(text); }
 
-static int parse(const char *option, const char *argument, const char *implied, const struct opt_desc *table, struct opts **opts,
-                 struct error **errp)
+static int parse(const char *option, const char *argument, const char *implied, const struct opt_desc *table,
+                 struct opts **opts, struct error **errp)
 {
     *opts = opts_new();
     int err = opts_parse(*opts, argument, implied, false, errp);
@@ -74,15 +71,16 @@ int cmdline_machine(struct config *config, const char *argument, struct error **
         { "kernel-irqchip", OPT_STRING, "on", "on" },
         { 0 },
     };
-    struct opts *opts;
+    struct opts *opts = opts_new();
     if (strcmp(argument, "help") == 0) {
         printf("Supported machines are:\nq35                  Standard PC (Q35 + ICH9) (default)\n");
         exit(0);
     }
-    int err = parse("-machine", argument, "type", table, &opts, errp);
-    if (err)
-        return err;
-    err = check_machine(opts, table, errp);
+    int err = opts_parse(opts, argument, "type", false, errp);
+    if (!err)
+        err = check_machine(opts, table, errp);
+    if (err >= 0 && opts_unused(opts))
+        err = error_set(errp, -EINVAL, "Property 'q35-machine.%s' not found", opts_unused(opts));
     opts_free(opts);
     return err < 0 ? err : 0;
 }
@@ -111,7 +109,9 @@ int cmdline_accel(struct config *config, const char *argument, struct error **er
 int cmdline_cpu(struct config *config, const char *argument, struct error **errp)
 {
     if (strcmp(argument, "help") == 0) {
-        printf("Available CPUs:\nx86 host                  the host's CPU as KVM shows it\nx86 max                   the same\n");
+        printf("Available CPUs:\n"
+               "x86 host                  the host's CPU as KVM shows it\n"
+               "x86 max                   the same\n");
         exit(0);
     }
     config->cpu_model = argument;
@@ -127,9 +127,12 @@ struct topology {
 static int read_topology(struct opts *opts, struct topology *t, struct error **errp)
 {
     static const struct opt_desc table[] = {
-        { "cpus", OPT_NUMBER, NULL, "CPUs that run" },       { "maxcpus", OPT_NUMBER, NULL, "the same: CPUs cannot be added later" },
-        { "sockets", OPT_NUMBER, NULL, "sockets" },          { "dies", OPT_NUMBER, NULL, "1" },
-        { "cores", OPT_NUMBER, NULL, "cores a socket" },     { "threads", OPT_NUMBER, NULL, "threads a core" },
+        { "cpus", OPT_NUMBER, NULL, "CPUs that run" },
+        { "maxcpus", OPT_NUMBER, NULL, "the same: CPUs cannot be added later" },
+        { "sockets", OPT_NUMBER, NULL, "sockets" },
+        { "dies", OPT_NUMBER, NULL, "1" },
+        { "cores", OPT_NUMBER, NULL, "cores a socket" },
+        { "threads", OPT_NUMBER, NULL, "threads a core" },
         { 0 },
     };
     uint64_t *const values[] = { &t->cpus, &t->maxcpus, &t->sockets, &t->dies, &t->cores, &t->threads };
@@ -165,12 +168,15 @@ static int complete_topology(struct topology *t, struct error **errp)
     if (t->dies > 1)
         return error_set(errp, -EINVAL, "dies not supported by this machine's CPU topology");
     if (product != max)
-        return error_set(errp, -EINVAL, "Invalid CPU topology: product of the hierarchy must match maxcpus: sockets (%u) * cores (%u) "
-                         "* threads (%u) != maxcpus (%u)", (unsigned)t->sockets, (unsigned)t->cores, (unsigned)t->threads, (unsigned)max);
+        return error_set(errp, -EINVAL,
+                         "Invalid CPU topology: product of the hierarchy must match maxcpus: "
+                         "sockets (%u) * dies (1) * cores (%u) * threads (%u) != maxcpus (%u)",
+                         (unsigned)t->sockets, (unsigned)t->cores, (unsigned)t->threads, (unsigned)max);
     if (max != t->cpus)
         return error_set(errp, -EINVAL, "maxcpus must be equal to smp cpus: vmm does not add CPUs while it runs");
     if (t->cpus > MAX_CPUS)
-        return error_set(errp, -EINVAL, "Invalid SMP CPUs %u. The max CPUs supported by machine 'q35' is %u", (unsigned)t->cpus, MAX_CPUS);
+        return error_set(errp, -EINVAL, "Invalid SMP CPUs %u. The max CPUs supported by machine 'q35' is %u",
+                         (unsigned)t->cpus, MAX_CPUS);
     return 0;
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Registers of a vCPU. What KVM gives a new vCPU is the state after INIT; it is kept, all model-specific registers
- * included, and put back at reset (kvmclock's and others' addresses with it, so that nothing writes into the memory of the next boot).
- * The entry to a kernel follows Documentation/arch/x86/boot.rst, "32-bit boot protocol" and "64-bit boot protocol".
+ * included, and put back at reset (kvmclock's and others' addresses with it, so that nothing writes into the memory of
+ * the next boot). The entry to a kernel follows Documentation/arch/x86/boot.rst, "32-bit boot protocol" and "64-bit
+ * boot protocol".
  */
 #include "cpu_state.h"
 

@@ -6,8 +6,8 @@
 
 int cpu_state_save(struct vcpu *cpu);
 int cpu_state_reset(struct vcpu *cpu);
-/* The boot processor at machine->entry, in 64-bit or 32-bit mode as the Linux boot protocol has them. Needs the tables that
- * boot_linux.c put into guest memory. */
+/* The boot processor at machine->entry, in 64-bit or 32-bit mode as the Linux boot protocol has them. Needs the tables
+ * that boot_linux.c put into guest memory. */
 int cpu_state_boot(struct vcpu *cpu);
 void cpu_state_free(struct vcpu *cpu);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * CPUID of a vCPU: all that the host's KVM supports (-cpu host, the default, and max), less or more what `-cpu …,+feature,
- * -feature,feature=off` says, with the leaves that tell of topology and APIC IDs rewritten for this machine
+ * CPUID of a vCPU: all that the host's KVM supports (-cpu host, the default, and max), less or more what `-cpu
+ * …,+feature, -feature,feature=off` says, with the leaves that tell of topology and APIC IDs rewritten for this machine
  * (Intel SDM 2A "CPUID", AMD APM 3 appendix E). Invariant: no feature is shown that KVM did not offer.
  */
 #include "cmdline.h"
@@ -30,7 +30,9 @@ static struct kvm_cpuid_entry2 *find_or_add(struct kvm_cpuid2 *cpuid, uint32_t f
     struct kvm_cpuid_entry2 *entry = find(cpuid, function, index);
     if (!entry && cpuid->nent < CPUID_ROOM) {
         entry = &cpuid->entries[cpuid->nent++];
-        *entry = (struct kvm_cpuid_entry2){ .function = function, .index = index, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX };
+        *entry = (struct kvm_cpuid_entry2){ .function = function,
+                                            .index = index,
+                                            .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX };
     }
     return entry;
 }
@@ -40,14 +42,10 @@ static struct kvm_cpuid_entry2 *find_or_add(struct kvm_cpuid2 *cpuid, uint32_t f
 static uint32_t *register_of(struct kvm_cpuid_entry2 *entry, enum cpu_register reg)
 {
     switch (reg) {
-    case CPU_EAX:
-        return &entry->eax;
-    case CPU_EBX:
-        return &entry->ebx;
-    case CPU_ECX:
-        return &entry->ecx;
-    default:
-        return &entry->edx;
+    case CPU_EAX: return &entry->eax;
+    case CPU_EBX: return &entry->ebx;
+    case CPU_ECX: return &entry->ecx;
+    default: return &entry->edx;
     }
 }
 
@@ -100,10 +98,7 @@ static int apply_model(struct kvm_cpuid2 *cpuid, const char *model, struct error
     return 0;
 }
 
-int cpuid_check_model(const char *model, struct error **errp)
-{
-    return apply_model(NULL, model, errp);
-}
+int cpuid_check_model(const char *model, struct error **errp) { return apply_model(NULL, model, errp); }
 
 /* ---- topology ---- */
 
@@ -115,15 +110,16 @@ static void set_leaf_1(struct machine *machine, struct kvm_cpuid2 *cpuid, uint32
     unsigned rounded = 1u << bits_for(logical);
     entry->ebx = (entry->ebx & 0xffff) | (apic_id & 0xff) << 24 | MIN(rounded, 255u) << 16;
     entry->edx = (entry->edx & ~(1u << 28)) | (logical > 1 ? 1u << 28 : 0); /* HTT */
-    entry->ecx |= 1u << 31;                                               /* runs in a hypervisor */
-    entry->ecx &= ~(1u << 27);                                            /* OSXSAVE: the guest's CR4 decides */
+    entry->ecx |= 1u << 31;                                                 /* runs in a hypervisor */
+    entry->ecx &= ~(1u << 27);                                              /* OSXSAVE: the guest's CR4 decides */
     entry->ecx &= ~(1u << 24);
     if (ioctl(machine->kvm.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
         entry->ecx |= 1u << 24;
 }
 
 /* Leaves 0xb and 0x1f: threads, then cores, then nothing. */
-static void set_extended_topology(struct kvm_cpuid2 *cpuid, uint32_t leaf, uint32_t apic_id, const struct config *config)
+static void set_extended_topology(struct kvm_cpuid2 *cpuid, uint32_t leaf, uint32_t apic_id,
+                                  const struct config *config)
 {
     unsigned thread_bits = bits_for(config->threads), core_bits = bits_for(config->cores);
     for (uint32_t level = 0; level < 3; level++) {
@@ -146,7 +142,8 @@ static void set_caches(struct kvm_cpuid2 *cpuid, uint32_t leaf, const struct con
         if (entry->function != leaf || !(entry->eax & 31))
             continue;
         unsigned level = entry->eax >> 5 & 7;
-        unsigned sharing = level >= 3 ? 1u << (bits_for(config->cores) + bits_for(config->threads)) : 1u << bits_for(config->threads);
+        unsigned sharing = level >= 3 ? 1u << (bits_for(config->cores) + bits_for(config->threads))
+                                      : 1u << bits_for(config->threads);
         entry->eax = (entry->eax & 0x3fff) | (sharing - 1) << 14;
         if (leaf == 4)
             entry->eax |= ((1u << bits_for(config->cores)) - 1) << 26;
@@ -161,7 +158,8 @@ static void set_amd_topology(struct kvm_cpuid2 *cpuid, uint32_t apic_id, const s
         entry->ecx = (entry->ecx & ~2u) | (logical > 1 ? 2u : 0); /* CmpLegacy */
     entry = find(cpuid, 0x80000008, 0);
     if (entry)
-        entry->ecx = (entry->ecx & ~0xf0ffu) | (logical - 1) | (bits_for(config->threads) + bits_for(config->cores)) << 12;
+        entry->ecx = (entry->ecx & ~0xf0ffu) | (logical - 1) |
+                     (bits_for(config->threads) + bits_for(config->cores)) << 12;
     entry = find(cpuid, 0x8000001e, 0);
     if (entry) {
         entry->eax = apic_id;

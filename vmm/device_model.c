@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The list of device models, kept by name; filled before main() by DEVICE_MODEL, never changed afterwards. And -device. */
+/* The list of device models, kept by name; filled before main() by DEVICE_MODEL, never changed afterwards. And
+ * -device. */
 #include "machine.h"
 
 #include <base/compiler.h>
@@ -45,7 +46,8 @@ static void look_for_unknown(const char *key, const char *value, void *argument)
     struct unknown *unknown = argument;
     AUTO_FREE char *name = xstrdup(key);
     name[strcspn(name, ".")] = 0;
-    if (!unknown->key && strcmp(key, "driver") != 0 && strcmp(key, "id") != 0 && !opts_find(unknown->model->options, name))
+    if (!unknown->key && strcmp(key, "driver") != 0 && strcmp(key, "id") != 0 &&
+        !opts_find(unknown->model->options, name))
         unknown->key = key;
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * -drive and -blockdev. A drive is an open node and, once a device is attached, a front end on it. Drives are closed in the
- * reverse order of their opening, so that a node is closed before those that it refers to by name.
- * Invariant: every node and front end that was opened here is closed here, with its data flushed, however the start failed.
+ * -drive and -blockdev. A drive is an open node and, once a device is attached, a front end on it. Drives are closed in
+ * the reverse order of their opening, so that a node is closed before those that it refers to by name.
+ * Invariant: every node and front end that was opened here is closed here, with its data flushed, however the start
+ * failed.
  */
 #include "drive.h"
 
@@ -16,7 +17,7 @@
 #include <string.h>
 
 struct drive {
-    char *id; /* of -drive; NULL for -blockdev */
+    char *id;         /* of -drive; NULL for -blockdev */
     const char *text; /* the option, for messages */
     struct blk_node *node;
     struct blk_front *front;
@@ -33,10 +34,17 @@ static const char *const aio_words[] = { "io_uring", "native", "threads", NULL }
 
 static const struct opt_desc drive_options[] = {
     { .name = "file", .type = OPT_STRING, .help = "image" },
-    { .name = "if", .type = OPT_ENUM, .values = interfaces, .def = "virtio", .help = "none: for -device; virtio: makes a virtio-blk-pci" },
+    { .name = "if",
+      .type = OPT_ENUM,
+      .values = interfaces,
+      .def = "virtio",
+      .help = "none: for -device; virtio: makes a virtio-blk-pci" },
     { .name = "id", .type = OPT_STRING, .help = "name, for -device drive=" },
     { .name = "format", .type = OPT_STRING, .help = "format of the image" },
-    { .name = "cache", .type = OPT_STRING, .def = "writeback", .help = "none, writeback, writethrough, directsync, unsafe" },
+    { .name = "cache",
+      .type = OPT_STRING,
+      .def = "writeback",
+      .help = "none, writeback, writethrough, directsync, unsafe" },
     { .name = "cache.writeback", .type = OPT_BOOL, .help = "the device shows a write cache" },
     { .name = "aio", .type = OPT_ENUM, .values = aio_words, .def = "io_uring", .help = "how the host does I/O" },
     { .name = "media", .type = OPT_ENUM, .values = media, .def = "disk", .help = "disk" },
@@ -70,6 +78,35 @@ static struct drive *new_drive(const char *text)
 
 /* ---- -drive ---- */
 
+static int parse_on_error(const char *word, bool is_read, enum blk_on_error *out, struct error **errp)
+{
+    static const char *const words[] = { "report", "ignore", "stop", "enospc" };
+    static const enum blk_on_error values[] = { BLK_ON_ERROR_REPORT, BLK_ON_ERROR_IGNORE, BLK_ON_ERROR_STOP,
+                                                BLK_ON_ERROR_ENOSPC };
+    for (unsigned i = 0; word && i < (is_read ? 3u : 4u); i++) {
+        if (strcmp(word, words[i]) == 0) {
+            *out = values[i];
+            return 0;
+        }
+    }
+    return word ? error_set(errp, -EINVAL, "'%s' invalid %s error action", word, is_read ? "read" : "write") : 0;
+}
+
+static int read_interface(struct opts *opts, int *interface, struct error **errp)
+{
+    AUTO_FREE char *word = opts_take(opts, "if");
+    *interface = 1; /* where it is not said: virtio */
+    if (!word)
+        return 0;
+    for (int i = 0; interfaces[i]; i++) {
+        if (strcmp(word, interfaces[i]) == 0) {
+            *interface = i;
+            return 0;
+        }
+    }
+    return error_set(errp, -EINVAL, "unsupported bus type '%s'", word);
+}
+
 /* What -drive says in its own words: taken out of opts, the rest is the node's. */
 static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, struct error **errp)
 {
@@ -77,10 +114,15 @@ static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, s
     bool snapshot, copy_on_read;
     uint64_t index;
     const char *cache = NULL;
-    if (opts_enum(opts, drive_options, "if", &interface, errp) < 0 || opts_enum(opts, drive_options, "media", &medium, errp) < 0 ||
-        opts_enum(opts, drive_options, "aio", &aio, errp) < 0 || opts_bool(opts, drive_options, "snapshot", &snapshot, errp) < 0 ||
+    int given = read_interface(opts, &interface, errp);
+    if (given < 0)
+        return given;
+    if (opts_enum(opts, drive_options, "media", &medium, errp) < 0 ||
+        opts_enum(opts, drive_options, "aio", &aio, errp) < 0 ||
+        opts_bool(opts, drive_options, "snapshot", &snapshot, errp) < 0 ||
         opts_bool(opts, drive_options, "copy-on-read", &copy_on_read, errp) < 0 ||
-        opts_number(opts, drive_options, "index", &index, errp) < 0 || opts_string(opts, drive_options, "cache", &cache, errp) < 0)
+        opts_number(opts, drive_options, "index", &index, errp) < 0 ||
+        opts_string(opts, drive_options, "cache", &cache, errp) < 0)
         return -EINVAL;
     if (medium != 0)
         return error_set(errp, -ENOTSUP, "media=cdrom is not supported yet");
@@ -90,7 +132,7 @@ static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, s
         return error_set(errp, -ENOTSUP, "copy-on-read=on is not supported yet");
     if (blk_cache_mode_parse(cache, flags, &drive->write_cache) < 0)
         return error_set(errp, -EINVAL, "invalid cache option");
-    int given = opts_bool(opts, drive_options, "cache.writeback", &drive->write_cache, errp);
+    given = opts_bool(opts, drive_options, "cache.writeback", &drive->write_cache, errp);
     if (given < 0)
         return given;
     *flags |= aio == 2 ? BLK_O_AIO_THREADS : 0;
@@ -101,8 +143,9 @@ static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, s
 /* Renames and removes, so that what is left are options of a node. */
 static void leave_node_options(struct opts *opts)
 {
-    static const char *const own[] = { "if", "id", "media", "aio", "snapshot", "copy-on-read", "index", "cache", "cache.writeback",
-                                       "serial", "werror", "rerror", "file", "readonly", "format" };
+    static const char *const own[] = { "if",    "id",       "media",           "aio",    "snapshot", "copy-on-read",
+                                       "index", "cache",    "cache.writeback", "serial", "werror",   "rerror",
+                                       "file",  "readonly", "format" };
     char *format = opts_take(opts, "format");
     char *read_only = opts_take(opts, "readonly");
     if (format)
@@ -141,6 +184,12 @@ static coroutine_fn int co_open_drive(const struct config_item *item, struct err
         drive->serial = opts_take(opts, "serial");
         drive->werror = opts_take(opts, "werror");
         drive->rerror = opts_take(opts, "rerror");
+        enum blk_on_error ignored;
+        err = parse_on_error(drive->werror, false, &ignored, errp);
+        if (!err)
+            err = parse_on_error(drive->rerror, true, &ignored, errp);
+    }
+    if (!err) {
         leave_node_options(opts);
         drive->node = blk_co_open(file, opts, flags, errp);
         err = drive->node ? 0 : -EIO;
@@ -155,12 +204,12 @@ static coroutine_fn int co_open_drive(const struct config_item *item, struct err
 
 static coroutine_fn int co_open_blockdev(const struct config_item *item, struct error **errp)
 {
-    if (!opts_has(item->opts, "node-name"))
-        return error_set(errp, -EINVAL, "'node-name' must be specified for the root node");
     if (!opts_has(item->opts, "driver"))
         return error_set(errp, -EINVAL, "Parameter 'driver' is missing");
     struct drive *drive = new_drive(item->text);
     drive->node = blk_co_open(NULL, item->opts, BLK_O_RDWR, errp);
+    if (drive->node && !opts_has(item->opts, "node-name"))
+        return error_set(errp, -EINVAL, "'node-name' must be specified for the root node");
     return drive->node ? 0 : -EIO;
 }
 
@@ -169,7 +218,8 @@ coroutine_fn int drives_co_open(struct machine *machine, struct error **errp)
     const struct config *config = machine->config;
     for (unsigned i = 0; i < config->blockdevs.count + config->drives.count; i++) {
         bool blockdev = i < config->blockdevs.count;
-        const struct config_item *item = blockdev ? &config->blockdevs.items[i] : &config->drives.items[i - config->blockdevs.count];
+        const struct config_item *item = blockdev ? &config->blockdevs.items[i]
+                                                  : &config->drives.items[i - config->blockdevs.count];
         int err = blockdev ? co_open_blockdev(item, errp) : co_open_drive(item, errp);
         if (err) {
             error_prepend(errp, "%s %s: ", item->option, item->text);
@@ -215,7 +265,8 @@ static struct drive *find_by_node(const char *name)
     return drive;
 }
 
-coroutine_fn int drive_co_attach(const char *name, struct drive_attachment *attachment, struct error **errp)
+coroutine_fn int drive_co_attach(const char *name, bool share_rw, struct drive_attachment *attachment,
+                                 struct error **errp)
 {
     struct drive *drive = find_drive(name);
     if (!drive)
@@ -223,28 +274,16 @@ coroutine_fn int drive_co_attach(const char *name, struct drive_attachment *atta
     if (!drive)
         return error_set(errp, -ENODEV, "Property 'virtio-blk-device.drive' can't find value '%s'", name);
     if (drive->front)
-        return error_set(errp, -EBUSY, "Drive '%s' is already in use by another block device", name);
+        return error_set(errp, -EBUSY, "Drive '%s' is already in use by another device", name);
     bool read_only = !blk_node_writable(drive->node);
     unsigned perm = BLK_PERM_CONSISTENT_READ | (read_only ? 0u : BLK_PERM_WRITE);
-    unsigned shared = BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED | BLK_PERM_RESIZE;
+    unsigned shared = BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED | BLK_PERM_RESIZE |
+                      (share_rw ? BLK_PERM_WRITE : 0u);
     drive->front = blk_front_new(name, drive->node, perm, shared, errp);
     if (!drive->front)
         return -EPERM;
     *attachment = (struct drive_attachment){ drive->front, drive->write_cache, drive->serial, read_only };
     return 0;
-}
-
-static int parse_on_error(const char *word, bool is_read, enum blk_on_error *out, struct error **errp)
-{
-    static const char *const words[] = { "report", "ignore", "stop", "enospc" };
-    static const enum blk_on_error values[] = { BLK_ON_ERROR_REPORT, BLK_ON_ERROR_IGNORE, BLK_ON_ERROR_STOP, BLK_ON_ERROR_ENOSPC };
-    for (unsigned i = 0; word && i < (is_read ? 3u : 4u); i++) {
-        if (strcmp(word, words[i]) == 0) {
-            *out = values[i];
-            return 0;
-        }
-    }
-    return word ? error_set(errp, -EINVAL, "'%s' invalid %s error action", word, is_read ? "read" : "write") : 0;
 }
 
 int drive_set_on_error(struct blk_front *front, struct opts *opts, const struct opt_desc *table, struct error **errp)

@@ -19,7 +19,8 @@ coroutine_fn int drives_co_open(struct machine *machine, struct error **errp);
 /* The devices of drives that have if=virtio. */
 coroutine_fn int drives_co_create_devices(struct machine *machine, struct error **errp);
 /* `name`: a drive's id or a node-name. Each can be attached once. */
-coroutine_fn int drive_co_attach(const char *name, struct drive_attachment *attachment, struct error **errp);
+coroutine_fn int drive_co_attach(const char *name, bool share_rw, struct drive_attachment *attachment,
+                                 struct error **errp);
 /* werror= and rerror= of the device, or of the drive that the front end belongs to. */
 int drive_set_on_error(struct blk_front *front, struct opts *opts, const struct opt_desc *table, struct error **errp);
 /* Flushes and closes all; returns the first error that means loss (reported already). */

@@ -14,34 +14,21 @@ struct hmp {
     void (*run)(struct machine *machine, struct chardev *out);
 };
 
-static void run_continue(struct machine *machine, struct chardev *out)
-{
-    machine_continue(machine);
-}
+static void run_continue(struct machine *machine, struct chardev *out) { machine_continue(machine); }
 
-static void run_stop(struct machine *machine, struct chardev *out)
-{
-    machine_event(machine, MACHINE_PAUSE, 0);
-}
+static void run_stop(struct machine *machine, struct chardev *out) { machine_pause(machine); }
 
-static void run_quit(struct machine *machine, struct chardev *out)
-{
-    machine_event(machine, MACHINE_SHUTDOWN, 0);
-}
+static void run_quit(struct machine *machine, struct chardev *out) { machine_event(machine, MACHINE_SHUTDOWN, 0); }
 
-static void run_reset(struct machine *machine, struct chardev *out)
-{
-    machine_event(machine, MACHINE_RESET, 0);
-}
+static void run_reset(struct machine *machine, struct chardev *out) { machine_event(machine, MACHINE_RESET, 0); }
 
-static void run_powerdown(struct machine *machine, struct chardev *out)
-{
-    acpi_pm_power_button(machine);
-}
+static void run_powerdown(struct machine *machine, struct chardev *out) { acpi_pm_power_button(machine); }
 
 static void run_status(struct machine *machine, struct chardev *out)
 {
-    chardev_print(out, machine_is_paused(machine) ? "VM status: paused\r\n" : "VM status: running\r\n");
+    char text[64];
+    snprintf(text, sizeof(text), "VM status: %s\r\n", machine_status(machine));
+    chardev_print(out, text);
 }
 
 static void run_help(struct machine *machine, struct chardev *out);

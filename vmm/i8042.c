@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Keyboard controller, as much as a machine without a keyboard has: self-test, command byte, output port, and the pulse of
- * its reset line, which is one of the ways in which an operating system resets a PC. Nothing is ever attached to its two ports.
+ * Keyboard controller, as much as a machine without a keyboard has: self-test, command byte, output port, and the pulse
+ * of its reset line, which is one of the ways in which an operating system resets a PC. Nothing is ever attached to its
+ * two ports.
  */
 #include "q35.h"
 
@@ -71,29 +72,15 @@ static void command_write(void *opaque, uint64_t offset, unsigned length, uint64
     i8042->status |= STATUS_COMMAND;
     i8042->pending_command = 0;
     switch (value) {
-    case COMMAND_READ_BYTE:
-        answer(i8042, i8042->command_byte);
-        break;
+    case COMMAND_READ_BYTE: answer(i8042, i8042->command_byte); break;
     case COMMAND_WRITE_BYTE:
-    case COMMAND_WRITE_OUTPUT_PORT:
-        i8042->pending_command = (uint8_t)value;
-        break;
-    case COMMAND_DISABLE_SECOND:
-        i8042->command_byte |= 0x20;
-        break;
-    case COMMAND_ENABLE_SECOND:
-        i8042->command_byte &= (uint8_t)~0x20;
-        break;
-    case COMMAND_DISABLE_FIRST:
-        i8042->command_byte |= 0x10;
-        break;
-    case COMMAND_ENABLE_FIRST:
-        i8042->command_byte &= (uint8_t)~0x10;
-        break;
+    case COMMAND_WRITE_OUTPUT_PORT: i8042->pending_command = (uint8_t)value; break;
+    case COMMAND_DISABLE_SECOND: i8042->command_byte |= 0x20; break;
+    case COMMAND_ENABLE_SECOND: i8042->command_byte &= (uint8_t)~0x20; break;
+    case COMMAND_DISABLE_FIRST: i8042->command_byte |= 0x10; break;
+    case COMMAND_ENABLE_FIRST: i8042->command_byte &= (uint8_t)~0x10; break;
     case COMMAND_TEST_FIRST:
-    case COMMAND_TEST_SECOND:
-        answer(i8042, 0);
-        break;
+    case COMMAND_TEST_SECOND: answer(i8042, 0); break;
     case COMMAND_SELF_TEST:
         i8042->status |= STATUS_SYSTEM;
         answer(i8042, 0x55);
@@ -131,8 +118,12 @@ static const struct device_ops device_ops = { .reset = i8042_reset, .free = i804
 int i8042_init(struct machine *machine, struct error **errp)
 {
     struct i8042 *i8042 = xcalloc(1, sizeof(*i8042));
-    i8042->data = (struct io_region){ .name = "i8042-data", .base = 0x60, .size = 1, .ops = &data_ops, .opaque = i8042 };
-    i8042->command = (struct io_region){ .name = "i8042-command", .base = 0x64, .size = 1, .ops = &command_ops, .opaque = i8042 };
+    i8042->data = (struct io_region){
+        .name = "i8042-data", .base = 0x60, .size = 1, .ops = &data_ops, .opaque = i8042
+    };
+    i8042->command = (struct io_region){
+        .name = "i8042-command", .base = 0x64, .size = 1, .ops = &command_ops, .opaque = i8042
+    };
     machine_add_device(machine, &i8042->device, &device_ops);
     i8042_reset(&i8042->device);
     int err = address_space_add(&machine->ports, &i8042->data);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The KVM interface for one virtual machine. The in-kernel PIC, I/O APIC and PIT are used. GSIs 0-15 go to PIC and I/O APIC
- * (0 to I/O APIC pin 2, as the MADT says), 16-23 to the I/O APIC (PCI), from 24 on each is one message.
- * Invariant: the routing table that the kernel has is the one in kvm->routes, changed and handed over under routes_lock.
+ * The KVM interface for one virtual machine. The in-kernel PIC, I/O APIC and PIT are used. GSIs 0-15 go to PIC and I/O
+ * APIC (0 to I/O APIC pin 2, as the MADT says), 16-23 to the I/O APIC (PCI), from 24 on each is one message.
+ * Invariant: the routing table that the kernel has is the one in kvm->routes, changed and handed over under
+ * routes_lock.
  */
 #include "kvm.h"
 
@@ -34,10 +35,7 @@ static int vm_capability(const struct kvm *kvm, unsigned long capability)
     return ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, capability);
 }
 
-static int hand_over_routes(struct kvm *kvm)
-{
-    return vm_ioctl(kvm, KVM_SET_GSI_ROUTING, kvm->routes);
-}
+static int hand_over_routes(struct kvm *kvm) { return vm_ioctl(kvm, KVM_SET_GSI_ROUTING, kvm->routes); }
 
 static struct kvm_irq_routing_entry *add_route(struct kvm *kvm, unsigned gsi, unsigned type)
 {
@@ -81,9 +79,14 @@ static int create_vm(struct kvm *kvm, struct error **errp)
         int capability;
         const char *name;
     } needed[] = {
-        { KVM_CAP_IRQCHIP, "an in-kernel irqchip" }, { KVM_CAP_IRQFD, "irqfd" },   { KVM_CAP_IOEVENTFD, "ioeventfd" },
-        { KVM_CAP_IRQ_ROUTING, "interrupt routing" }, { KVM_CAP_PIT2, "PIT2" },    { KVM_CAP_IMMEDIATE_EXIT, "immediate_exit" },
-        { KVM_CAP_USER_MEMORY, "user memory" },       { KVM_CAP_EXT_CPUID, "CPUID" },
+        { KVM_CAP_IRQCHIP, "an in-kernel irqchip" },
+        { KVM_CAP_IRQFD, "irqfd" },
+        { KVM_CAP_IOEVENTFD, "ioeventfd" },
+        { KVM_CAP_IRQ_ROUTING, "interrupt routing" },
+        { KVM_CAP_PIT2, "PIT2" },
+        { KVM_CAP_IMMEDIATE_EXIT, "immediate_exit" },
+        { KVM_CAP_USER_MEMORY, "user memory" },
+        { KVM_CAP_EXT_CPUID, "CPUID" },
     };
     for (unsigned i = 0; i < ARRAY_SIZE(needed); i++)
         if (vm_capability(kvm, needed[i].capability) <= 0)
@@ -205,8 +208,8 @@ int kvm_msi_set(struct kvm *kvm, unsigned gsi, uint64_t address, uint32_t data)
     pthread_mutex_lock(&kvm->routes_lock);
     struct kvm_irq_routing_entry *entry = find_msi(kvm, gsi);
     int err = 0;
-    if (!entry || entry->u.msi.address_lo != (uint32_t)address || entry->u.msi.address_hi != (uint32_t)(address >> 32) ||
-        entry->u.msi.data != data) {
+    if (!entry || entry->u.msi.address_lo != (uint32_t)address ||
+        entry->u.msi.address_hi != (uint32_t)(address >> 32) || entry->u.msi.data != data) {
         if (!entry)
             entry = add_route(kvm, gsi, KVM_IRQ_ROUTING_MSI);
         entry->u.msi.address_lo = (uint32_t)address;
@@ -226,7 +229,7 @@ void kvm_msi_free(struct kvm *kvm, unsigned gsi)
         *entry = kvm->routes->entries[--kvm->routes->nr];
         hand_over_routes(kvm);
     }
-    kvm->gsi_used[gsi / 8] &= (uint8_t)~(1u << gsi % 8);
+    kvm->gsi_used[gsi / 8] &= (uint8_t) ~(1u << gsi % 8);
     pthread_mutex_unlock(&kvm->routes_lock);
 }
 

@@ -18,7 +18,7 @@ struct memory_block;
 
 struct kvm {
     int fd, vm_fd;
-    size_t run_size;             /* of a vCPU's shared page(s) */
+    size_t run_size; /* of a vCPU's shared page(s) */
     unsigned max_cpus;
     bool any_length_doorbell;    /* ioeventfd that looks at the address only */
     pthread_mutex_t routes_lock; /* protects the three below */

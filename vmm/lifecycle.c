@@ -2,8 +2,8 @@
 /*
  * The machine's life. Whoever wants a change (a vCPU that wrote to a reset port, a signal, the monitor) sets a bit; the
  * main loop then pauses all vCPUs and carries it out in a coroutine, one change at a time.
- * Invariants: devices change state by reset only while no vCPU runs and no request is in flight; the main loop ends only
- * with vCPUs paused.
+ * Invariants: devices change state by reset only while no vCPU runs and no request is in flight; the main loop ends
+ * only with vCPUs paused.
  */
 #include "lifecycle.h"
 
@@ -17,10 +17,7 @@
 
 /* ---- becoming quiet ---- */
 
-void quiesce_hold(struct quiesce *quiesce)
-{
-    atomic_fetch_add(&quiesce->pending, 1);
-}
+void quiesce_hold(struct quiesce *quiesce) { atomic_fetch_add(&quiesce->pending, 1); }
 
 void quiesce_release(struct quiesce *quiesce)
 {
@@ -88,8 +85,8 @@ int machine_start(struct machine *machine, struct error **errp)
         err = vcpus_start(machine, errp);
     if (err)
         return err;
-    machine->paused_by_user = machine->config->start_paused;
-    if (!machine->paused_by_user)
+    /* The console's monitor works already: it may have changed what -S said. */
+    if (!machine->paused && !atomic_load(&machine->events))
         vcpus_resume(machine);
     return 0;
 }
@@ -106,11 +103,13 @@ static coroutine_fn void co_handle_events(void *argument)
             machine->ended = true;
             break;
         }
-        if (events & MACHINE_PAUSE)
-            machine->paused_by_user = true;
+        if (events & (MACHINE_PAUSE | MACHINE_IO_ERROR))
+            machine->paused = true;
+        if (events & MACHINE_IO_ERROR)
+            machine->io_error = true;
         if (events & MACHINE_RESET)
             co_reset(machine);
-        if (!machine->paused_by_user && !atomic_load(&machine->events))
+        if (!machine->paused && !atomic_load(&machine->events))
             vcpus_resume(machine);
     }
     machine->busy = false;
@@ -137,12 +136,18 @@ void machine_event(struct machine *machine, enum machine_event event, int status
         loop_post(machine->loop, &machine->event_post);
 }
 
+void machine_pause(struct machine *machine)
+{
+    machine->paused = true;
+    machine_event(machine, MACHINE_PAUSE, 0);
+}
+
 void machine_continue(struct machine *machine)
 {
     struct device *device;
-    if (!machine->paused_by_user)
+    if (!machine->paused)
         return;
-    machine->paused_by_user = false;
+    machine->paused = machine->io_error = false;
     list_for_each(device, &machine->devices, link)
         if (device->ops->resume)
             device->ops->resume(device);
@@ -150,15 +155,18 @@ void machine_continue(struct machine *machine)
         vcpus_resume(machine);
 }
 
-bool machine_is_paused(const struct machine *machine)
+const char *machine_status(const struct machine *machine)
 {
-    return machine->paused_by_user;
+    if (machine->io_error)
+        return "paused (io-error)";
+    return machine->paused ? "paused" : "running";
 }
 
 void lifecycle_init(struct machine *machine)
 {
     machine->event_post.fn = events_posted;
     atomic_store(&machine->exit_status, -1);
+    machine->paused = machine->config->start_paused;
 }
 
 void lifecycle_finish(struct machine *machine)
@@ -194,7 +202,9 @@ static void timer_posted(struct loop_post *post)
 
 void machine_timer_init(struct machine_timer *timer, struct machine *machine, void (*fn)(struct machine_timer *timer))
 {
-    *timer = (struct machine_timer){ .machine = machine, .fn = fn, .post = { .fn = timer_posted }, .timer = { .fn = timer_due } };
+    *timer = (struct machine_timer){
+        .machine = machine, .fn = fn, .post = { .fn = timer_posted }, .timer = { .fn = timer_due }
+    };
 }
 
 void machine_timer_set(struct machine_timer *timer, uint64_t deadline_ns)

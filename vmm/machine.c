@@ -30,8 +30,9 @@ static int init_kvm_and_memory(struct machine *machine, struct error **errp)
     if (err)
         return err;
     if (config->cpus > machine->kvm.max_cpus)
-        return error_set(errp, -EINVAL, "Number of SMP cpus requested (%u) exceeds the maximum cpus supported by KVM (%u)", config->cpus,
-                         machine->kvm.max_cpus);
+        return error_set(errp, -EINVAL,
+                         "Number of SMP cpus requested (%u) exceeds the maximum cpus supported by KVM (%u)",
+                         config->cpus, machine->kvm.max_cpus);
     err = memory_init(&machine->memory, config->memory, errp);
     for (unsigned i = 0; !err && i < machine->memory.block_count; i++)
         err = kvm_set_memory(&machine->kvm, i, &machine->memory.blocks[i], errp);

@@ -3,8 +3,8 @@
  * The machine: what its parts share, and its life (running, paused, reset, shut down).
  *
  * Threads: the main loop; one thread a vCPU; one loop an iothread. Lock order: device_lock, then a device's own locks,
- * then the locks of pci.c (interrupt lines) and kvm.c (routes). Whoever holds device_lock never waits for a loop, except
- * in pthread_cond_wait() on device_lock itself, which releases it.
+ * then the locks of pci.c (interrupt lines) and kvm.c (routes). Whoever holds device_lock never waits for a loop,
+ * except in pthread_cond_wait() on device_lock itself, which releases it.
  */
 #pragma once
 
@@ -39,7 +39,8 @@ void quiesce_release(struct quiesce *quiesce); /* any thread; *quiesce may be go
 struct device_ops {
     /* Back to power-on state. vCPUs are paused, the device is quiet, device_lock is held. */
     void (*reset)(struct device *device);
-    /* Stops taking requests and lets those in flight finish: holds *quiesce until then. vCPUs are paused. NULL: nothing to wait for. */
+    /* Stops taking requests and lets those in flight finish: holds *quiesce until then. vCPUs are paused. NULL:
+     * nothing to wait for. */
     void (*quiesce)(struct device *device, struct quiesce *quiesce);
     /* Goes on after quiesce where no reset followed. */
     void (*resume)(struct device *device);
@@ -77,6 +78,7 @@ enum machine_event {
     MACHINE_SHUTDOWN = 1u << 0, /* the guest powered off, or somebody ends us */
     MACHINE_RESET = 1u << 1,
     MACHINE_PAUSE = 1u << 2,
+    MACHINE_IO_ERROR = 1u << 3, /* pauses too: a drive's werror= or rerror= says stop */
 };
 
 struct machine {
@@ -103,14 +105,15 @@ struct machine {
     atomic_bool cpus_pause;
 
     /* lifecycle.c */
-    atomic_uint events;     /* enum machine_event that the main loop has not seen */
+    atomic_uint events; /* enum machine_event that the main loop has not seen */
     struct loop_post event_post;
     atomic_bool event_posted;
     _Atomic int exit_status;
-    bool busy;              /* a coroutine is changing the machine's state */
-    bool ended;             /* stops the main loop */
-    bool paused_by_user;
-    struct kvm_chips chips; /* as made */
+    bool busy;                   /* a coroutine is changing the machine's state */
+    bool ended;                  /* stops the main loop */
+    bool paused;                 /* until machine_continue() */
+    bool io_error;               /* why */
+    struct kvm_chips chips;      /* as made */
     uint64_t entry, boot_params; /* of the kernel in guest memory; the boot processor starts there (boot_linux.c) */
     bool entry_32bit;
 };
@@ -128,8 +131,10 @@ void machine_finish(struct machine *machine);
  * the process's exit status for MACHINE_SHUTDOWN; the first one counts. */
 void machine_event(struct machine *machine, enum machine_event event, int status);
 /* Main loop: monitor commands. */
+void machine_pause(struct machine *machine);
 void machine_continue(struct machine *machine);
-bool machine_is_paused(const struct machine *machine);
+/* "running", "paused", "paused (io-error)" */
+const char *machine_status(const struct machine *machine);
 
 static inline void device_lock(struct machine *machine) { pthread_mutex_lock(&machine->device_lock); }
 static inline void device_unlock(struct machine *machine) { pthread_mutex_unlock(&machine->device_lock); }
@@ -145,4 +150,4 @@ struct machine_timer {
 };
 void machine_timer_init(struct machine_timer *timer, struct machine *machine, void (*fn)(struct machine_timer *timer));
 void machine_timer_set(struct machine_timer *timer, uint64_t deadline_ns); /* 0 disarms */
-void machine_timer_finish(struct machine_timer *timer);                   /* main loop, before the memory goes */
+void machine_timer_finish(struct machine_timer *timer);                    /* main loop, before the memory goes */

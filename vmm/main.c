@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * vmm: reads the command line, builds the machine, runs the main loop, and ends in order: vCPUs paused, requests finished,
- * drives flushed as their cache mode says and closed, terminal restored. Exit status: 0 where the guest powered off (or
- * reset with -no-reboot) or a signal ended us, 1 for an error, or what an isa-debug-exit device was told.
+ * vmm: reads the command line, builds the machine, runs the main loop, and ends in order: vCPUs paused, requests
+ * finished, drives flushed as their cache mode says and closed, terminal restored. Exit status: 0 where the guest
+ * powered off (or reset with -no-reboot) or a signal ended us, 1 for an error, or what an isa-debug-exit device was
+ * told.
  */
 #include "cmdline.h"
 #include "drive.h"
@@ -55,10 +56,7 @@ static coroutine_fn int co_stop(void *argument)
     return 0;
 }
 
-static coroutine_fn int co_close(void *argument)
-{
-    return drives_co_close();
-}
+static coroutine_fn int co_close(void *argument) { return drives_co_close(); }
 
 /* Everything that was built so far, in reverse. Returns whether data was lost. */
 static int take_down(struct run *run, struct loop *loop)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Guest memory: one or two blocks of anonymous host memory, below and above the PCI hole. Everything outside vCPUs reaches
- * it through memory_at() or the copies below, which check address and length against the blocks: a range is inside one
- * block or it is refused. All may be called from any thread once memory_init() has returned.
+ * Guest memory: one or two blocks of anonymous host memory, below and above the PCI hole. Everything outside vCPUs
+ * reaches it through memory_at() or the copies below, which check address and length against the blocks: a range is
+ * inside one block or it is refused. All may be called from any thread once memory_init() has returned.
  */
 #pragma once
 

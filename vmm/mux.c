@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A console that shares its terminal with a monitor: Ctrl-A is the escape, as on QEMU's -nographic. The monitor here knows the
- * few commands that a person at a console needs (hmp.c).
+ * A console that shares its terminal with a monitor: Ctrl-A is the escape, as on QEMU's -nographic. The monitor here
+ * knows the few commands that a person at a console needs (hmp.c).
  */
 #include "chardev.h"
 #include "hmp.h"
@@ -54,9 +54,7 @@ static bool escape_byte(struct mux *mux, uint8_t byte, bool *send_break)
 {
     switch (byte) {
     case 'h':
-    case '?':
-        chardev_print(mux->chardev, help);
-        return false;
+    case '?': chardev_print(mux->chardev, help); return false;
     case 'x':
         chardev_print(mux->chardev, "\r\nvmm: Terminated\r\n");
         machine_event(mux->machine, MACHINE_SHUTDOWN, 0);
@@ -66,16 +64,10 @@ static bool escape_byte(struct mux *mux, uint8_t byte, bool *send_break)
         mux->origin_ns = loop_now_ns();
         mux->line_start = false;
         return false;
-    case 'b':
-        *send_break = true;
-        return false;
-    case 'c':
-        enter_monitor(mux);
-        return false;
-    case 's':
-        return false; /* -snapshot is not there */
-    default:
-        return byte == ESCAPE;
+    case 'b': *send_break = true; return false;
+    case 'c': enter_monitor(mux); return false;
+    case 's': return false; /* -snapshot is not there */
+    default: return byte == ESCAPE;
     }
 }
 

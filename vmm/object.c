@@ -45,9 +45,9 @@ static int create(struct opts *opts, struct error **errp)
     if (opts_number(opts, iothread_options, "poll-max-ns", &poll_ns, errp) < 0)
         return -EINVAL;
     if (opts_unused(opts))
-        return error_set(errp, -EINVAL, "Property 'iothread.%s' not found", opts_unused(opts));
+        return error_set(errp, -EINVAL, "Invalid parameter '%s'", opts_unused(opts));
     if (object_iothread(id))
-        return error_set(errp, -EEXIST, "attempt to add duplicate property '%s' to object (type 'container')", id);
+        return error_set(errp, -EEXIST, "Duplicate ID '%s' for object", id);
     struct loop *loop = loop_thread_start(id, errp);
     if (!loop)
         return -EIO;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * PCI bus 0: configuration space, BARs, interrupt pins (PCI Local Bus 3.0, PCI Express Base 4.0 section 7.2.2 for ECAM).
- * Invariant: a BAR is in its address space exactly while decoding is on and its range overlaps nobody else's; a BAR that found
- * its place taken is tried again whenever another one moves.
+ * PCI bus 0: configuration space, BARs, interrupt pins (PCI Local Bus 3.0, PCI Express Base 4.0 section 7.2.2 for
+ * ECAM).
+ * Invariant: a BAR is in its address space exactly while decoding is on and its range overlaps nobody else's; a BAR
+ * that found its place taken is tried again whenever another one moves.
  */
 #include "pci.h"
 
@@ -86,8 +87,8 @@ static void update_bars(struct pci_device *device)
             map_bar(bus->devices[i], bar);
 }
 
-void pci_init_bar(struct pci_device *device, unsigned bar, uint64_t size, bool wide, bool prefetchable, const struct io_ops *ops,
-                  void *opaque, const char *name)
+void pci_init_bar(struct pci_device *device, unsigned bar, uint64_t size, bool wide, bool prefetchable,
+                  const struct io_ops *ops, void *opaque, const char *name)
 {
     unsigned offset = PCI_BASE_ADDRESS_0 + bar * 4;
     device->bars[bar] = (struct pci_bar){
@@ -95,8 +96,9 @@ void pci_init_bar(struct pci_device *device, unsigned bar, uint64_t size, bool w
         .space = &device->machine->mmio,
         .wide = wide,
     };
-    store_le32(device->config + offset, (wide ? PCI_BASE_ADDRESS_MEM_TYPE_64 : 0u) | (prefetchable ? PCI_BASE_ADDRESS_MEM_PREFETCH : 0u));
-    store_le32(device->writable + offset, (uint32_t)~(size - 1));
+    store_le32(device->config + offset,
+               (wide ? PCI_BASE_ADDRESS_MEM_TYPE_64 : 0u) | (prefetchable ? PCI_BASE_ADDRESS_MEM_PREFETCH : 0u));
+    store_le32(device->writable + offset, (uint32_t) ~(size - 1));
     if (wide)
         store_le32(device->writable + offset + 4, (uint32_t)(~(size - 1) >> 32));
 }
@@ -118,7 +120,8 @@ void pci_assign(struct machine *machine)
             next = at + b->region.size;
         }
         if (device->config[PCI_INTERRUPT_PIN])
-            device->config[PCI_INTERRUPT_LINE] = Q35_PIRQ_ISA_IRQ(q35_pirq(device->devfn >> 3, device->config[PCI_INTERRUPT_PIN] - 1u));
+            device->config[PCI_INTERRUPT_LINE] = Q35_PIRQ_ISA_IRQ(
+                q35_pirq(device->devfn >> 3, device->config[PCI_INTERRUPT_PIN] - 1u));
         uint8_t *command = device->config + PCI_COMMAND;
         *command |= device->writable[PCI_COMMAND] & (PCI_COMMAND_MEMORY | PCI_COMMAND_IO);
         update_bars(device);
@@ -217,7 +220,8 @@ static void ports_write(void *opaque, uint64_t offset, unsigned length, uint64_t
     else if (offset == 1 && length == 1 && bus->reset_ops)
         bus->reset_ops->write(bus->reset_opaque, 0, 1, value);
     else if (data_port(bus, offset, length))
-        config_write(bus, bus->address >> 8 & 0xff, (bus->address & 0xfc) + (unsigned)(offset - 4), length, (uint32_t)value);
+        config_write(bus, bus->address >> 8 & 0xff, (bus->address & 0xfc) + (unsigned)(offset - 4), length,
+                     (uint32_t)value);
 }
 
 static uint64_t ecam_read(void *opaque, uint64_t offset, unsigned length)
@@ -272,7 +276,9 @@ void pci_set_ecam(struct machine *machine, uint64_t base)
         return;
     if (bus->ecam.size)
         address_space_remove(&machine->mmio, &bus->ecam);
-    bus->ecam = (struct io_region){ .name = "ecam", .base = base, .size = base ? 256u << 20 : 0, .ops = &ecam_ops, .opaque = bus };
+    bus->ecam = (struct io_region){
+        .name = "ecam", .base = base, .size = base ? 256u << 20 : 0, .ops = &ecam_ops, .opaque = bus
+    };
     if (base && address_space_add(&machine->mmio, &bus->ecam) < 0)
         bus->ecam.size = 0;
 }
@@ -285,8 +291,8 @@ void pci_set_reset_control(struct machine *machine, const struct io_ops *ops, vo
 
 /* ---- devices ---- */
 
-void pci_init_device(struct pci_device *device, struct machine *machine, const struct pci_device_ops *ops, uint16_t vendor,
-                     uint16_t id, uint32_t class_code, uint8_t revision)
+void pci_init_device(struct pci_device *device, struct machine *machine, const struct pci_device_ops *ops,
+                     uint16_t vendor, uint16_t id, uint32_t class_code, uint8_t revision)
 {
     *device = (struct pci_device){ .machine = machine, .ops = ops, .next_free = 0x40 };
     store_le16(device->config + PCI_VENDOR_ID, vendor);
@@ -294,8 +300,8 @@ void pci_init_device(struct pci_device *device, struct machine *machine, const s
     device->config[PCI_REVISION_ID] = revision;
     device->config[PCI_CLASS_PROG] = (uint8_t)class_code;
     store_le16(device->config + PCI_CLASS_DEVICE, (uint16_t)(class_code >> 8));
-    store_le16(device->writable + PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_PARITY |
-                                                   PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE);
+    store_le16(device->writable + PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER |
+                                                   PCI_COMMAND_PARITY | PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE);
     device->writable[PCI_CACHE_LINE_SIZE] = 0xff;
     device->writable[PCI_INTERRUPT_LINE] = 0xff;
 }
@@ -314,7 +320,7 @@ uint8_t pci_add_capability(struct pci_device *device, uint8_t id, uint8_t length
     return at;
 }
 
-static int find_slot(struct pci_bus *bus, const char *address, unsigned *devfn, struct error **errp)
+static int find_slot(struct pci_bus *bus, const char *name, const char *address, unsigned *devfn, struct error **errp)
 {
     if (!address) {
         for (*devfn = 1 << 3; *devfn < DEVFN_COUNT; *devfn += 8)
@@ -327,18 +333,18 @@ static int find_slot(struct pci_bus *bus, const char *address, unsigned *devfn, 
     if (*end == '.' && end[1])
         function = strtoul(end + 1, &end, 16);
     if (end == address || *end || slot > 31 || function > 7)
-        return error_set(errp, -EINVAL, "Property 'addr' doesn't take value '%s'", address);
+        return error_set(errp, -EINVAL, "Property '%s.addr' doesn't take value '%s'", name, address);
     *devfn = (unsigned)(slot << 3 | function);
     if (bus->devices[*devfn])
-        return error_set(errp, -EBUSY, "PCI: slot %lu function %lu not available, in use by %s", slot, function,
-                         bus->devices[*devfn]->name);
+        return error_set(errp, -EBUSY, "PCI: slot %lu function %lu not available for %s, in use by %s,id=(null)", slot,
+                         function, name, bus->devices[*devfn]->name);
     return 0;
 }
 
 int pci_add(struct pci_device *device, const char *address, struct error **errp)
 {
     struct pci_bus *bus = device->machine->pci;
-    int err = find_slot(bus, address, &device->devfn, errp);
+    int err = find_slot(bus, device->name, address, &device->devfn, errp);
     if (err)
         return err;
     bus->devices[device->devfn] = device;

@@ -28,7 +28,7 @@ struct pci_device_ops {
 struct pci_bar {
     struct io_region region; /* base and size: as mapped */
     struct address_space *space;
-    bool wide;   /* 64 bits: the next BAR is its upper half */
+    bool wide; /* 64 bits: the next BAR is its upper half */
     bool mapped;
 };
 
@@ -60,14 +60,15 @@ void pci_assign(struct machine *machine);
 void pci_set_reset_control(struct machine *machine, const struct io_ops *ops, void *opaque);
 
 /* Fills in IDs and class; ready for BARs and capabilities. class_code: 24 bits. */
-void pci_init_device(struct pci_device *device, struct machine *machine, const struct pci_device_ops *ops, uint16_t vendor,
-                     uint16_t id, uint32_t class_code, uint8_t revision);
+void pci_init_device(struct pci_device *device, struct machine *machine, const struct pci_device_ops *ops,
+                     uint16_t vendor, uint16_t id, uint32_t class_code, uint8_t revision);
 /* Memory BAR of a power-of-two size from 16 bytes. */
-void pci_init_bar(struct pci_device *device, unsigned bar, uint64_t size, bool wide, bool prefetchable, const struct io_ops *ops,
-                  void *opaque, const char *name);
+void pci_init_bar(struct pci_device *device, unsigned bar, uint64_t size, bool wide, bool prefetchable,
+                  const struct io_ops *ops, void *opaque, const char *name);
 /* Adds a capability of `length` bytes and returns its offset. */
 uint8_t pci_add_capability(struct pci_device *device, uint8_t id, uint8_t length);
-/* Puts the device on the bus. `address`: "SLOT" or "SLOT.FUNCTION" in hexadecimal as in addr=, or NULL for the next free slot. */
+/* Puts the device on the bus. `address`: "SLOT" or "SLOT.FUNCTION" in hexadecimal as in addr=, or NULL for the next
+ * free slot. */
 int pci_add(struct pci_device *device, const char *address, struct error **errp);
 void pci_remove(struct pci_device *device);
 /* Power-on state of configuration space; BARs go. */
@@ -83,7 +84,7 @@ int msix_init(struct pci_device *device, unsigned count, unsigned bar, struct er
 void msix_free(struct pci_device *device);
 void msix_reset(struct pci_device *device);
 void msix_config_written(struct pci_device *device); /* the message control word may have changed */
-/* Any thread: the eventfd whose signal is this vector's interrupt (kept pending while masked); -1 where there is no such
- * vector or MSI-X is off. */
+/* Any thread: the eventfd whose signal is this vector's interrupt (kept pending while masked); -1 where there is no
+ * such vector or MSI-X is off. */
 int msix_fd(const struct pci_device *device, unsigned vector);
 bool msix_enabled(const struct pci_device *device); /* any thread */

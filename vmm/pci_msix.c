@@ -52,7 +52,8 @@ static void connect_vector(struct pci_device *device, struct msix_vector *vector
     uint64_t count = 0;
     if (vector->gsi < 0)
         vector->gsi = kvm_msi_new(kvm);
-    if (vector->gsi < 0 || kvm_msi_set(kvm, (unsigned)vector->gsi, load_le64(vector->entry), load_le32(vector->entry + 8)) < 0)
+    if (vector->gsi < 0 ||
+        kvm_msi_set(kvm, (unsigned)vector->gsi, load_le64(vector->entry), load_le32(vector->entry + 8)) < 0)
         return;
     if (vector->connected)
         return;
@@ -163,7 +164,8 @@ int msix_init(struct pci_device *device, unsigned count, unsigned bar, struct er
     device->msix_capability = pci_add_capability(device, PCI_CAP_ID_MSIX, 12);
     uint8_t *capability = device->config + device->msix_capability;
     store_le16(capability + PCI_MSIX_FLAGS, (uint16_t)(count - 1));
-    store_le16(device->writable + device->msix_capability + PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL);
+    store_le16(device->writable + device->msix_capability + PCI_MSIX_FLAGS,
+               PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL);
     store_le32(capability + PCI_MSIX_TABLE, bar);
     store_le32(capability + PCI_MSIX_PBA, (uint32_t)msix->pending_offset | bar);
     reset_vectors(device);
@@ -190,10 +192,7 @@ void msix_free(struct pci_device *device)
     device->msix = NULL;
 }
 
-bool msix_enabled(const struct pci_device *device)
-{
-    return __atomic_load_n(&device->msix->enabled, __ATOMIC_SEQ_CST);
-}
+bool msix_enabled(const struct pci_device *device) { return __atomic_load_n(&device->msix->enabled, __ATOMIC_SEQ_CST); }
 
 int msix_fd(const struct pci_device *device, unsigned vector)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * -pidfile. The lock tells a running owner from a file that a crash left behind. Invariant: the file is removed only by the
- * process that holds its lock.
+ * -pidfile. The lock tells a running owner from a file that a crash left behind. Invariant: the file is removed only by
+ * the process that holds its lock.
  */
 #include "pidfile.h"
 
@@ -13,10 +13,7 @@
 
 static const char *ours;
 
-static void remove_ours(void)
-{
-    unlink(ours);
-}
+static void remove_ours(void) { unlink(ours); }
 
 int pidfile_write(const char *path, struct error **errp)
 {

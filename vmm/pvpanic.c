@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * -device pvpanic: a guest's kernel tells that it panics through port 0x505, and the machine ends at once, disks flushed, instead of
- * hanging. ACPI describes the port (QEMU0001), so Linux' pvpanic driver finds it.
+ * -device pvpanic: a guest's kernel tells that it panics through port 0x505, and the machine ends at once, disks
+ * flushed, instead of hanging. ACPI describes the port (QEMU0001), so Linux' pvpanic driver finds it.
  */
 #include "aml.h"
 #include "machine.h"
@@ -40,9 +40,7 @@ static void ports_write(void *opaque, uint64_t offset, unsigned length, uint64_t
 
 static const struct io_ops ports_ops = { ports_read, ports_write };
 
-static void pvpanic_reset(struct device *device)
-{
-}
+static void pvpanic_reset(struct device *device) {}
 
 static void pvpanic_describe(struct device *device, struct aml *aml)
 {
@@ -66,7 +64,9 @@ static void pvpanic_free(struct device *device)
     free(pvpanic);
 }
 
-static const struct device_ops device_ops = { .reset = pvpanic_reset, .describe = pvpanic_describe, .free = pvpanic_free };
+static const struct device_ops device_ops = { .reset = pvpanic_reset,
+                                              .describe = pvpanic_describe,
+                                              .free = pvpanic_free };
 
 static coroutine_fn int co_create(struct machine *machine, struct opts *opts, struct error **errp)
 {
@@ -77,13 +77,18 @@ static coroutine_fn int co_create(struct machine *machine, struct opts *opts, st
         return error_set(errp, -EINVAL, "ioport=0x%llx is no port", (unsigned long long)port);
     struct pvpanic *pvpanic = xcalloc(1, sizeof(*pvpanic));
     pvpanic->port = port;
-    pvpanic->ports = (struct io_region){ .name = "pvpanic", .base = port, .size = 1, .ops = &ports_ops, .opaque = pvpanic };
+    pvpanic->ports = (struct io_region){
+        .name = "pvpanic", .base = port, .size = 1, .ops = &ports_ops, .opaque = pvpanic
+    };
     machine_add_device(machine, &pvpanic->device, &device_ops);
     int err = address_space_add(&machine->ports, &pvpanic->ports);
     return err ? error_set_errno(errp, err, "cannot place port 0x%llx", (unsigned long long)port) : 0;
 }
 
 static struct device_model pvpanic = {
-    .name = "pvpanic", .description = "tells of a panic of the guest's kernel", .options = options, .co_create = co_create,
+    .name = "pvpanic",
+    .description = "tells of a panic of the guest's kernel",
+    .options = options,
+    .co_create = co_create,
 };
 DEVICE_MODEL(pvpanic)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The board: host bridge (82G33-like, 8086:29c0) with the ECAM window, ISA bridge (ICH9 LPC, 8086:2918) with the interrupt
- * routing registers and the power-management base, reset control at port 0xcf9 and port 0x92.
- * Register numbers: Intel 3 Series Express Chipset datasheet (5.1), ICH9 datasheet (13.1). Invariant: the level of an
- * 8259 input is the OR of the PIRQ lines that are routed to it now.
+ * The board: host bridge (82G33-like, 8086:29c0) with the ECAM window, ISA bridge (ICH9 LPC, 8086:2918) with the
+ * interrupt routing registers and the power-management base, reset control at port 0xcf9 and port 0x92. Register
+ * numbers: Intel 3 Series Express Chipset datasheet (5.1), ICH9 datasheet (13.1). Invariant: the level of an 8259 input
+ * is the OR of the PIRQ lines that are routed to it now.
  */
 #include "q35.h"
 
@@ -34,9 +34,9 @@ struct q35 {
     uint8_t reset_control;
     struct io_region port92;
     uint8_t port92_value;
-    pthread_mutex_t pirq_lock;   /* both below; a leaf but for KVM's line */
-    uint8_t pirq_levels;         /* bit 0: A */
-    uint16_t isa_levels;         /* 8259 inputs that we hold up */
+    pthread_mutex_t pirq_lock; /* both below; a leaf but for KVM's line */
+    uint8_t pirq_levels;       /* bit 0: A */
+    uint16_t isa_levels;       /* 8259 inputs that we hold up */
 };
 
 /* ---- PCI interrupts ---- */
@@ -124,7 +124,7 @@ static int init_lpc(struct q35 *q35, struct error **errp)
 {
     struct pci_device *lpc = &q35->lpc;
     pci_init_device(lpc, q35->device.machine, &lpc_ops, 0x8086, 0x2918, 0x060100, 2);
-    lpc->name = "lpc";
+    lpc->name = "ICH9-LPC";
     lpc->config[PCI_HEADER_TYPE] = 0x80;
     store_le32(lpc->config + LPC_PMBASE, 1);
     store_le32(lpc->writable + LPC_PMBASE, 0xff80);

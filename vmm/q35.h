@@ -21,13 +21,11 @@
 #define Q35_LPC_SLOT 31u
 #define Q35_PIRQ_GSI 16u /* PIRQ A is the I/O APIC's pin 16 */
 
-/* Which of the eight PIRQ lines (0: A) a slot's pin (0: INTA) is wired to: E to H in turn, A to D for the chipset's own slots. */
-static inline unsigned q35_pirq(unsigned slot, unsigned pin)
-{
-    return (slot < 25 ? 4u : 0u) + ((slot + pin) & 3u);
-}
+/* Which of the eight PIRQ lines (0: A) a slot's pin (0: INTA) is wired to: E to H in turn, A to D for the chipset's
+ * own slots. */
+static inline unsigned q35_pirq(unsigned slot, unsigned pin) { return (slot < 25 ? 4u : 0u) + ((slot + pin) & 3u); }
 /* The 8259 input that a PIRQ line has after pci_assign(). */
-#define Q35_PIRQ_ISA_IRQ(pirq) ((uint8_t)((pirq) & 1 ? 11 : 10))
+#define Q35_PIRQ_ISA_IRQ(pirq) ((uint8_t)((pirq)&1 ? 11 : 10))
 
 int q35_init(struct machine *machine, struct error **errp);
 /* What firmware would have set up before it starts a kernel. */

@@ -59,10 +59,7 @@ static int64_t host_ns(void)
     return now.tv_sec * NS + now.tv_nsec;
 }
 
-static int64_t guest_s(const struct rtc *rtc)
-{
-    return host_ns() / NS + rtc->offset_s;
-}
+static int64_t guest_s(const struct rtc *rtc) { return host_ns() / NS + rtc->offset_s; }
 
 /* ---- numbers as the guest wants them ---- */
 
@@ -180,10 +177,7 @@ static void update_interrupt(struct rtc *rtc)
     machine_timer_set(&rtc->timer, deadline);
 }
 
-static void timer_due(struct machine_timer *timer)
-{
-    update_interrupt(container_of(timer, struct rtc, timer));
-}
+static void timer_due(struct machine_timer *timer) { update_interrupt(container_of(timer, struct rtc, timer)); }
 
 /* ---- ports ---- */
 
@@ -203,9 +197,7 @@ static uint64_t rtc_read(void *opaque, uint64_t offset, unsigned length)
         rtc->cmos[RTC_C] = 0;
         update_interrupt(rtc);
         return value;
-    default:
-        load_time(rtc);
-        return rtc->cmos[rtc->index];
+    default: load_time(rtc); return rtc->cmos[rtc->index];
     }
 }
 
@@ -232,8 +224,7 @@ static void rtc_write(void *opaque, uint64_t offset, unsigned length, uint64_t v
         update_interrupt(rtc);
         break;
     case RTC_C:
-    case RTC_D:
-        break;
+    case RTC_D: break;
     default:
         load_time(rtc);
         rtc->cmos[rtc->index] = byte;
@@ -272,7 +263,7 @@ static void store_memory_size(struct rtc *rtc)
 static void rtc_reset(struct device *device)
 {
     struct rtc *rtc = container_of(device, struct rtc, device);
-    rtc->cmos[RTC_B] &= (uint8_t)~(FLAGS | B_SET);
+    rtc->cmos[RTC_B] &= (uint8_t) ~(FLAGS | B_SET);
     rtc->cmos[RTC_C] = 0;
     update_interrupt(rtc);
 }

@@ -4,6 +4,7 @@
  * time unless the back end is full; receiving is held back at the back end while the FIFO is full.
  * Invariant: the interrupt line follows update_interrupt() after every change of a register.
  */
+#include "aml.h"
 #include "chardev.h"
 #include "cmdline.h"
 #include "q35.h"
@@ -45,7 +46,7 @@ struct serial {
     struct chardev_user user;
     struct chardev *chardev;
     struct io_region ports;
-    unsigned irq;
+    unsigned index, irq;
     uint8_t ier, fcr, lcr, mcr, lsr, msr, scratch;
     uint8_t divisor[2];
     bool send_pending; /* the sender-empty interrupt has not been acknowledged */
@@ -55,7 +56,8 @@ struct serial {
 
 static unsigned fifo_room(const struct serial *serial)
 {
-    return (serial->fcr & FCR_ENABLE ? FIFO_SIZE : 1) - MIN(serial->fifo_count, serial->fcr & FCR_ENABLE ? FIFO_SIZE : 1);
+    return (serial->fcr & FCR_ENABLE ? FIFO_SIZE : 1) -
+           MIN(serial->fifo_count, serial->fcr & FCR_ENABLE ? FIFO_SIZE : 1);
 }
 
 static unsigned trigger_level(const struct serial *serial)
@@ -96,10 +98,7 @@ static void push(struct serial *serial, uint8_t byte)
 
 /* ---- the back end's side ---- */
 
-static size_t user_room(struct chardev_user *user)
-{
-    return fifo_room(container_of(user, struct serial, user));
-}
+static size_t user_room(struct chardev_user *user) { return fifo_room(container_of(user, struct serial, user)); }
 
 static void user_receive(struct chardev_user *user, const uint8_t *bytes, size_t count)
 {
@@ -182,19 +181,15 @@ static uint8_t read_register(struct serial *serial, unsigned reg)
 {
     uint8_t value;
     switch (reg) {
-    case REG_DATA:
-        return serial->lcr & LCR_DIVISOR ? serial->divisor[0] : read_data(serial);
-    case REG_IER:
-        return serial->lcr & LCR_DIVISOR ? serial->divisor[1] : serial->ier;
+    case REG_DATA: return serial->lcr & LCR_DIVISOR ? serial->divisor[0] : read_data(serial);
+    case REG_IER: return serial->lcr & LCR_DIVISOR ? serial->divisor[1] : serial->ier;
     case REG_IIR_FCR:
         value = (uint8_t)interrupt_id(serial);
         if (value == IIR_SEND)
             serial->send_pending = false;
         return value | (serial->fcr & FCR_ENABLE ? IIR_FIFOS : 0);
-    case REG_LCR:
-        return serial->lcr;
-    case REG_MCR:
-        return serial->mcr;
+    case REG_LCR: return serial->lcr;
+    case REG_MCR: return serial->mcr;
     case REG_LSR:
         value = serial->lsr;
         if (!serial->chardev || chardev_can_put(serial->chardev))
@@ -205,8 +200,7 @@ static uint8_t read_register(struct serial *serial, unsigned reg)
         value = serial->msr;
         serial->msr &= MSR_LINES;
         return value;
-    default:
-        return serial->scratch;
+    default: return serial->scratch;
     }
 }
 
@@ -228,21 +222,14 @@ static void write_register(struct serial *serial, unsigned reg, uint8_t value)
             serial->send_pending = true;
         serial->ier = value & 0x0f;
         break;
-    case REG_IIR_FCR:
-        write_fcr(serial, value);
-        break;
-    case REG_LCR:
-        serial->lcr = value;
-        break;
+    case REG_IIR_FCR: write_fcr(serial, value); break;
+    case REG_LCR: serial->lcr = value; break;
     case REG_MCR:
         serial->mcr = value & 0x1f;
         update_msr(serial);
         break;
-    case REG_SCRATCH:
-        serial->scratch = value;
-        break;
-    default: /* LSR and MSR cannot be written */
-        break;
+    case REG_SCRATCH: serial->scratch = value; break;
+    default: /* LSR and MSR cannot be written */ break;
     }
 }
 
@@ -283,6 +270,23 @@ static void serial_reset(struct device *device)
     update_interrupt(serial);
 }
 
+static void serial_describe(struct device *device, struct aml *aml)
+{
+    struct serial *serial = container_of(device, struct serial, device);
+    char name[] = { 'C', 'O', 'M', (char)('1' + serial->index), 0 };
+    aml_begin_device(aml, name);
+    aml_name(aml, "_HID");
+    aml_eisa_id(aml, "PNP0501");
+    aml_name(aml, "_UID");
+    aml_integer(aml, serial->index + 1u);
+    aml_name(aml, "_CRS");
+    aml_begin_resources(aml);
+    aml_resource_io(aml, (uint16_t)serial->ports.base, 8);
+    aml_resource_irq(aml, serial->irq);
+    aml_end(aml);
+    aml_end(aml);
+}
+
 static void serial_free(struct device *device)
 {
     struct serial *serial = container_of(device, struct serial, device);
@@ -291,7 +295,7 @@ static void serial_free(struct device *device)
     free(serial);
 }
 
-static const struct device_ops device_ops = { .reset = serial_reset, .free = serial_free };
+static const struct device_ops device_ops = { .reset = serial_reset, .describe = serial_describe, .free = serial_free };
 
 static int init_one(struct machine *machine, unsigned index, const char *backend, struct error **errp)
 {
@@ -300,14 +304,21 @@ static int init_one(struct machine *machine, unsigned index, const char *backend
     if (index >= ARRAY_SIZE(ports))
         return error_set(errp, -EINVAL, "too many serial ports: there are four");
     struct serial *serial = xcalloc(1, sizeof(*serial));
+    serial->index = index;
     serial->irq = irqs[index];
     serial->user = (struct chardev_user){ user_room, user_receive, user_sent, user_break };
-    serial->ports = (struct io_region){ .name = "serial", .base = ports[index], .size = 8, .ops = &ports_ops, .opaque = serial };
+    serial->ports = (struct io_region){
+        .name = "serial", .base = ports[index], .size = 8, .ops = &ports_ops, .opaque = serial
+    };
     machine_add_device(machine, &serial->device, &device_ops);
     serial_reset(&serial->device);
-    serial->chardev = chardev_new(machine, backend, errp);
-    if (!serial->chardev)
-        return -EINVAL;
+    struct error *error = NULL;
+    serial->chardev = chardev_new(machine, backend, &error);
+    if (!serial->chardev) {
+        error_prepend(&error, "-serial %s: ", backend);
+        error_report_free(error);
+        return error_set(errp, -EINVAL, "could not connect serial device to character backend '%s'", backend);
+    }
     chardev_connect(serial->chardev, &serial->user);
     int err = address_space_add(&machine->ports, &serial->ports);
     return err ? error_set_errno(errp, err, "cannot place serial port %u", index) : 0;

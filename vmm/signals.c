@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Signals that end us, taken by the main loop through a signalfd: all threads block them, so nothing is ever interrupted half
- * way; the machine is shut down in order and the exit status is 0, as QEMU's.
+ * Signals that end us, taken by the main loop through a signalfd: all threads block them, so nothing is ever
+ * interrupted half way; the machine is shut down in order and the exit status is 0, as QEMU's.
  */
 #include "lifecycle.h"
 
@@ -68,10 +68,7 @@ void signals_watch(struct machine *machine)
     loop_fd_add(machine->loop, &signals.watch);
 }
 
-static void removed(struct loop_fd *watch)
-{
-    signals.watched = false;
-}
+static void removed(struct loop_fd *watch) { signals.watched = false; }
 
 void signals_finish(void)
 {

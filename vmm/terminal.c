@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The terminal on standard input: raw while a guest's console is on it, and as it was found afterwards, also when the
- * process is stopped (Ctrl-Z) and goes on. Invariant: whatever way the process ends by exit(), the terminal is restored.
+ * process is stopped (Ctrl-Z) and goes on. Invariant: whatever way the process ends by exit(), the terminal is
+ * restored.
  */
 #include "chardev.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * vCPU threads. A thread runs KVM until an exit needs a device, then dispatches with the device lock held. It leaves the
- * guest when kicked: a signal sets run->immediate_exit, so that a kick between the check of cpus_pause and KVM_RUN is
- * not lost. Invariant: a vCPU that has reported itself paused has no half-finished instruction (KVM was entered once
+ * vCPU threads. A thread runs KVM until an exit needs a device, then dispatches with the device lock held. It leaves
+ * the guest when kicked: a signal sets run->immediate_exit, so that a kick between the check of cpus_pause and KVM_RUN
+ * is not lost. Invariant: a vCPU that has reported itself paused has no half-finished instruction (KVM was entered once
  * more with immediate_exit to complete it) and holds no lock.
  */
 #include "vcpu.h"
@@ -64,8 +64,9 @@ int vcpus_create(struct machine *machine, struct error **errp)
     machine->cpu_count = machine->config->cpus;
     machine->cpus = xcalloc(machine->cpu_count, sizeof(struct vcpu));
     for (unsigned i = 0; i < machine->cpu_count; i++)
-        machine->cpus[i] = (struct vcpu){ .machine = machine, .index = i, .fd = -1,
-                                          .apic_id = vcpu_apic_id(machine->config, i) };
+        machine->cpus[i] = (struct vcpu){
+            .machine = machine, .index = i, .fd = -1, .apic_id = vcpu_apic_id(machine->config, i)
+        };
     for (unsigned i = 0; i < machine->cpu_count; i++) {
         int err = create_one(machine, &machine->cpus[i], errp);
         if (err)
@@ -129,8 +130,8 @@ static void broken(struct vcpu *cpu, const char *what, uint64_t code)
 {
     struct kvm_regs regs = { 0 };
     ioctl(cpu->fd, KVM_GET_REGS, &regs);
-    error_report("%s 0x%" PRIx64 " on vCPU %u: rip=0x%llx rsp=0x%llx rflags=0x%llx rax=0x%llx rcx=0x%llx rdx=0x%llx", what, code,
-                 cpu->index, regs.rip, regs.rsp, regs.rflags, regs.rax, regs.rcx, regs.rdx);
+    error_report("%s 0x%" PRIx64 " on vCPU %u: rip=0x%llx rsp=0x%llx rflags=0x%llx rax=0x%llx rcx=0x%llx rdx=0x%llx",
+                 what, code, cpu->index, regs.rip, regs.rsp, regs.rflags, regs.rax, regs.rcx, regs.rdx);
     machine_event(cpu->machine, MACHINE_SHUTDOWN, 1);
 }
 
@@ -138,30 +139,21 @@ static void handle_exit(struct vcpu *cpu)
 {
     struct kvm_run *run = cpu->run;
     switch (run->exit_reason) {
-    case KVM_EXIT_IO:
-        handle_ports(cpu);
-        break;
-    case KVM_EXIT_MMIO:
-        handle_mmio(cpu);
-        break;
+    case KVM_EXIT_IO: handle_ports(cpu); break;
+    case KVM_EXIT_MMIO: handle_mmio(cpu); break;
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
-    case KVM_EXIT_HLT:
-        break;
-    case KVM_EXIT_SHUTDOWN: /* a triple fault */
-        machine_event(cpu->machine, MACHINE_RESET, 0);
-        break;
+    case KVM_EXIT_HLT: break;
+    case KVM_EXIT_SHUTDOWN: /* a triple fault */ machine_event(cpu->machine, MACHINE_RESET, 0); break;
     case KVM_EXIT_SYSTEM_EVENT:
-        machine_event(cpu->machine, run->system_event.type == KVM_SYSTEM_EVENT_RESET ? MACHINE_RESET : MACHINE_SHUTDOWN, 0);
+        machine_event(cpu->machine, run->system_event.type == KVM_SYSTEM_EVENT_RESET ? MACHINE_RESET : MACHINE_SHUTDOWN,
+                      0);
         break;
-    case KVM_EXIT_INTERNAL_ERROR:
-        broken(cpu, "KVM internal error. Suberror:", run->internal.suberror);
-        break;
+    case KVM_EXIT_INTERNAL_ERROR: broken(cpu, "KVM internal error. Suberror:", run->internal.suberror); break;
     case KVM_EXIT_FAIL_ENTRY:
         broken(cpu, "KVM: entry failed, hardware error", run->fail_entry.hardware_entry_failure_reason);
         break;
-    default:
-        broken(cpu, "KVM: unknown exit, hardware reason", run->exit_reason);
+    default: broken(cpu, "KVM: unknown exit, hardware reason", run->exit_reason);
     }
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* vCPUs: one thread each, which runs KVM and dispatches port and memory-mapped accesses to devices under the device lock. */
+/* vCPUs: one thread each, which runs KVM and dispatches port and memory-mapped accesses to devices under the device
+ * lock. */
 #pragma once
 
 #include "machine.h"

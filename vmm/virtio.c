@@ -12,13 +12,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-void virtio_init(struct virtio_device *vdev, struct machine *machine, const char *name, const struct virtio_device_ops *ops,
-                 unsigned queue_count, uint16_t queue_size)
+void virtio_init(struct virtio_device *vdev, struct machine *machine, const char *name,
+                 const struct virtio_device_ops *ops, unsigned queue_count, uint16_t queue_size)
 {
     vdev->machine = machine;
     vdev->name = name;
     vdev->ops = ops;
-    vdev->host_features |= 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX | 1ull << VIRTIO_RING_F_INDIRECT_DESC;
+    vdev->host_features |= 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC;
     vdev->queues = xcalloc(queue_count, sizeof(vdev->queues[0]));
     vdev->queue_count = queue_count;
     pthread_cond_init(&vdev->changed, NULL);
@@ -85,10 +86,7 @@ static void clear(struct virtio_device *vdev)
     vdev->ops->reset(vdev);
 }
 
-void virtio_power_on(struct virtio_device *vdev)
-{
-    clear(vdev);
-}
+void virtio_power_on(struct virtio_device *vdev) { clear(vdev); }
 
 void virtio_quiesce(struct virtio_device *vdev, struct quiesce *quiesce)
 {

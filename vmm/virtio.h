@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A virtio device (virtio 1.2, sections 2 and 3): status, features, queues. A device implements struct virtio_device_ops; a transport
- * (virtio_pci.c) gives the driver access to it. Registers are under the machine's device lock; a queue that runs belongs
- * to its loop (virtio_queue.c).
+ * A virtio device (virtio 1.2, sections 2 and 3): status, features, queues. A device implements struct
+ * virtio_device_ops; a transport (virtio_pci.c) gives the driver access to it. Registers are under the machine's device
+ * lock; a queue that runs belongs to its loop (virtio_queue.c).
  */
 #pragma once
 
@@ -23,8 +23,8 @@ struct virtio_queue {
     /* Registers; device lock. */
     uint16_t size_max, size;
     uint64_t desc, avail, used;
-    bool enabled;         /* by the driver */
-    bool running;         /* handed to the loop, and not yet given back */
+    bool enabled; /* by the driver */
+    bool running; /* handed to the loop, and not yet given back */
     _Atomic uint16_t vector;
 
     /* The loop's while it runs. */
@@ -70,13 +70,13 @@ struct virtio_transport_ops {
 struct virtio_device {
     const struct virtio_device_ops *ops;
     const struct virtio_transport_ops *transport;
-    void *transport_state;   /* the transport's own */
+    void *transport_state; /* the transport's own */
     struct machine *machine;
     const char *name; /* for messages */
     uint64_t host_features, features;
     uint32_t config_size;
-    atomic_uint status;      /* VIRTIO_CONFIG_S_* */
-    atomic_bool broken;      /* the driver must reset; the queues take nothing more */
+    atomic_uint status; /* VIRTIO_CONFIG_S_* */
+    atomic_bool broken; /* the driver must reset; the queues take nothing more */
     struct virtio_queue *queues;
     unsigned queue_count;
     /* Stopping; device lock. */
@@ -88,9 +88,10 @@ struct virtio_device {
 
 /* ---- life; main loop ---- */
 
-void virtio_init(struct virtio_device *vdev, struct machine *machine, const char *name, const struct virtio_device_ops *ops,
-                 unsigned queue_count, uint16_t queue_size);
-int virtio_init_queue(struct virtio_queue *queue, struct loop *loop, struct error **errp); /* the loop that will serve it */
+void virtio_init(struct virtio_device *vdev, struct machine *machine, const char *name,
+                 const struct virtio_device_ops *ops, unsigned queue_count, uint16_t queue_size);
+int virtio_init_queue(struct virtio_queue *queue, struct loop *loop,
+                      struct error **errp); /* the loop that will serve it */
 void virtio_finish(struct virtio_device *vdev);
 
 /* ---- for transports; device lock held ---- */
@@ -111,8 +112,8 @@ void virtio_broken(struct virtio_device *vdev, unsigned queue, const char *why);
 /* Device lock. */
 void virtio_queue_start(struct virtio_queue *queue);
 void virtio_queue_stop(struct virtio_queue *queue);
-/* On the queue's loop: 1, 0 (none) or -EINVAL (broken; reported). The chain's iov is the caller's, with room for ring.size;
- * *head identifies it until virtio_queue_complete(). */
+/* On the queue's loop: 1, 0 (none) or -EINVAL (broken; reported). The chain's iov is the caller's, with room for
+ * ring.size; *head identifies it until virtio_queue_complete(). */
 int virtio_queue_take(struct virtio_queue *queue, uint16_t *head);
 int virtio_queue_read_chain(struct virtio_queue *queue, uint16_t head, struct virtq_chain *chain);
 void virtio_queue_complete(struct virtio_queue *queue, uint16_t head, uint32_t written);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * virtio-blk (virtio 1.2, 5.2) as a PCI device: options, features, configuration space, write cache. Requests are in
- * virtio_blk_request.c. A change of the write cache by the driver blocks its vCPU until what was cached before is flushed.
+ * virtio_blk_request.c. A change of the write cache by the driver blocks its vCPU until what was cached before is
+ * flushed.
  */
 #include "virtio_blk.h"
 
@@ -44,6 +45,7 @@ static const struct opt_desc options[] = {
     { "indirect_desc", OPT_BOOL, "on", "offer indirect descriptors" },
     { "werror", OPT_STRING, NULL, "on a write error: report, ignore, stop, enospc" },
     { "rerror", OPT_STRING, NULL, "on a read error: report, ignore, stop" },
+    { "share-rw", OPT_BOOL, "off", "others may write to the image meanwhile" },
     { "bootindex", OPT_NUMBER, NULL, "accepted; nothing boots from disks yet" },
     { "disable-legacy", OPT_STRING, "on", "accepted; there is no legacy interface" },
     { "disable-modern", OPT_BOOL, "off", "accepted as off" },
@@ -155,10 +157,7 @@ static void blk_quiesce(struct device *device, struct quiesce *quiesce)
     virtio_quiesce(&container_of(device, struct virtio_blk, device)->vdev, quiesce);
 }
 
-static void blk_resume(struct device *device)
-{
-    virtio_blk_retry(container_of(device, struct virtio_blk, device));
-}
+static void blk_resume(struct device *device) { virtio_blk_retry(container_of(device, struct virtio_blk, device)); }
 
 static void blk_free(struct device *device)
 {
@@ -170,7 +169,9 @@ static void blk_free(struct device *device)
     free(blk);
 }
 
-static const struct device_ops device_ops = { .reset = blk_reset, .quiesce = blk_quiesce, .resume = blk_resume, .free = blk_free };
+static const struct device_ops device_ops = {
+    .reset = blk_reset, .quiesce = blk_quiesce, .resume = blk_resume, .free = blk_free
+};
 
 /* ---- options ---- */
 
@@ -180,9 +181,12 @@ static int read_block_size(struct opts *opts, const char *name, uint64_t low, ui
     int given = opts_size(opts, options, name, &value, errp);
     if (given < 0)
         return given;
-    if (low && (value < low || value > 2u << 20 || !is_power_of_two(value)))
-        return error_set(errp, -EINVAL, "Property .%s doesn't take value %llu (a power of two from %llu to 2 MiB)", name,
+    if (low && (value < low || value > 2u << 20))
+        return error_set(errp, -EINVAL, "Property .%s doesn't take value %llu (minimum: %llu, maximum: 2097152)", name,
                          (unsigned long long)value, (unsigned long long)low);
+    if (low && !is_power_of_two(value))
+        return error_set(errp, -EINVAL, "Property .%s doesn't take value '%llu', it's not a power of 2", name,
+                         (unsigned long long)value);
     if (value > UINT32_MAX)
         return error_set(errp, -EINVAL, "Property .%s doesn't take value %llu", name, (unsigned long long)value);
     *out = (uint32_t)value;
@@ -196,7 +200,8 @@ static int read_sectors(struct opts *opts, const char *name, uint32_t *out, stru
     if (given < 0)
         return given;
     if (value < 1 || value > UINT32_MAX / SECTOR)
-        return error_set(errp, -EINVAL, "invalid %s value %llu, must be between 1 and %u", name, (unsigned long long)value, UINT32_MAX / SECTOR);
+        return error_set(errp, -EINVAL, "invalid %s value %llu, must be between 1 and %u", name,
+                         (unsigned long long)value, UINT32_MAX / SECTOR);
     *out = (uint32_t)value;
     return 0;
 }
@@ -207,9 +212,8 @@ static int read_topology(struct virtio_blk *blk, struct opts *opts, struct error
     int err = read_block_size(opts, "logical_block_size", 512, &blk->logical_block, errp);
     if (err)
         return err;
-    blk->physical_block = MAX(limits->physical_block, blk->logical_block);
-    if (!is_power_of_two(blk->physical_block) || blk->physical_block > 2u << 20)
-        blk->physical_block = blk->logical_block;
+    /* As QEMU shows files; but a host that takes only larger blocks (O_DIRECT on a 4 KiB disk) has the guest know. */
+    blk->physical_block = MAX(limits->request_alignment, blk->logical_block);
     uint64_t granularity = MIN(limits->discard_alignment, 1u << 30);
     blk->discard_granularity = MAX((uint32_t)granularity, blk->logical_block);
     err = read_block_size(opts, "physical_block_size", 512, &blk->physical_block, errp);
@@ -250,11 +254,15 @@ static int read_features(struct virtio_blk *blk, struct opts *opts, struct error
         const char *option;
         unsigned feature;
     } features[] = {
-        { NULL, VIRTIO_BLK_F_SEG_MAX },      { NULL, VIRTIO_BLK_F_BLK_SIZE },
-        { NULL, VIRTIO_BLK_F_TOPOLOGY },     { NULL, VIRTIO_BLK_F_FLUSH },
+        { NULL, VIRTIO_BLK_F_SEG_MAX },
+        { NULL, VIRTIO_BLK_F_BLK_SIZE },
+        { NULL, VIRTIO_BLK_F_TOPOLOGY },
+        { NULL, VIRTIO_BLK_F_FLUSH },
         { "config-wce", VIRTIO_BLK_F_CONFIG_WCE },
-        { "event_idx", VIRTIO_RING_F_EVENT_IDX }, { "indirect_desc", VIRTIO_RING_F_INDIRECT_DESC },
-        { "discard", VIRTIO_BLK_F_DISCARD }, { "write-zeroes", VIRTIO_BLK_F_WRITE_ZEROES },
+        { "event_idx", VIRTIO_RING_F_EVENT_IDX },
+        { "indirect_desc", VIRTIO_RING_F_INDIRECT_DESC },
+        { "discard", VIRTIO_BLK_F_DISCARD },
+        { "write-zeroes", VIRTIO_BLK_F_WRITE_ZEROES },
     };
     for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
         int err = offer(blk, opts, features[i].option, features[i].feature, errp);
@@ -272,7 +280,8 @@ static int read_features(struct virtio_blk *blk, struct opts *opts, struct error
 
 /* ---- queues and their loops ---- */
 
-static int read_queue_numbers(struct opts *opts, const struct machine *machine, unsigned *count, uint16_t *size, struct error **errp)
+static int read_queue_numbers(struct opts *opts, const struct machine *machine, unsigned *count, uint16_t *size,
+                              struct error **errp)
 {
     const char *text = NULL;
     uint64_t number;
@@ -286,7 +295,8 @@ static int read_queue_numbers(struct opts *opts, const struct machine *machine, 
     if (opts_number(opts, options, "queue-size", &number, errp) < 0)
         return -EINVAL;
     if (number <= 2 || number > VIRTQUEUE_MAX_SIZE || !is_power_of_two(number))
-        return error_set(errp, -EINVAL, "invalid queue-size property (%llu), must be a power of 2 (max 1024)", (unsigned long long)number);
+        return error_set(errp, -EINVAL, "invalid queue-size property (%llu), must be a power of 2 (max 1024)",
+                         (unsigned long long)number);
     *size = (uint16_t)number;
     return 0;
 }
@@ -295,7 +305,7 @@ static struct loop *find_iothread(const char *id, struct error **errp)
 {
     struct loop *loop = object_iothread(id);
     if (!loop)
-        error_set(errp, -ENODEV, "Property 'virtio-blk-device.iothread' can't find value '%s'", id);
+        error_set(errp, -ENODEV, "Device '%s' not found", id);
     return loop;
 }
 
@@ -321,7 +331,8 @@ static int map_queues(struct virtio_blk *blk, struct opts *mapping, struct loop 
             unsigned long queue = strtoul(text, NULL, 10);
             free(text);
             if (queue >= blk->vdev.queue_count || loops[queue])
-                err = error_set(errp, -EINVAL, "iothread-vq-mapping: queue %lu does not exist or is named twice", queue);
+                err = error_set(errp, -EINVAL, "iothread-vq-mapping: queue %lu does not exist or is named twice",
+                                queue);
             else
                 loops[queue] = round[count];
             assigned++;
@@ -330,7 +341,8 @@ static int map_queues(struct virtio_blk *blk, struct opts *mapping, struct loop 
         opts_free(entry);
     }
     if (!err && assigned && assigned != blk->vdev.queue_count)
-        err = error_set(errp, -EINVAL, "iothread-vq-mapping: %u of %u queues are named; name all or none", assigned, blk->vdev.queue_count);
+        err = error_set(errp, -EINVAL, "iothread-vq-mapping: %u of %u queues are named; name all or none", assigned,
+                        blk->vdev.queue_count);
     for (unsigned i = 0; !err && count && !assigned && i < blk->vdev.queue_count; i++)
         loops[i] = round[i % count];
     return err;
@@ -363,14 +375,18 @@ static coroutine_fn int co_attach(struct virtio_blk *blk, struct opts *opts, str
 {
     const char *drive = NULL, *serial = NULL, *cache = NULL;
     struct drive_attachment attachment;
-    if (opts_string(opts, options, "drive", &drive, errp) < 0 || opts_string(opts, options, "serial", &serial, errp) < 0 ||
+    if (opts_string(opts, options, "drive", &drive, errp) < 0 ||
+        opts_string(opts, options, "serial", &serial, errp) < 0 ||
         opts_string(opts, options, "write-cache", &cache, errp) < 0)
         return -EINVAL;
     if (!drive)
         return error_set(errp, -EINVAL, "drive property not set");
     if (strcmp(cache, "auto") != 0 && strcmp(cache, "on") != 0 && strcmp(cache, "off") != 0)
         return error_set(errp, -EINVAL, "Property 'write-cache' doesn't take value '%s'", cache);
-    int err = drive_co_attach(drive, &attachment, errp);
+    bool share;
+    if (opts_bool(opts, options, "share-rw", &share, errp) < 0)
+        return -EINVAL;
+    int err = drive_co_attach(drive, share, &attachment, errp);
     if (err)
         return err;
     if (!serial)
@@ -431,6 +447,9 @@ static coroutine_fn int co_create(struct machine *machine, struct opts *opts, st
 }
 
 static struct device_model virtio_blk_pci = {
-    .name = "virtio-blk-pci", .description = "virtio block device", .options = options, .co_create = co_create,
+    .name = "virtio-blk-pci",
+    .description = "virtio block device",
+    .options = options,
+    .co_create = co_create,
 };
 DEVICE_MODEL(virtio_blk_pci)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* virtio-blk (virtio 1.2, section 5.2), shared by its device part and its request part (and the fuzzer of the latter). */
+/* virtio-blk (virtio 1.2, section 5.2), shared by its device part and its request part (and the fuzzer of the
+ * latter). */
 #pragma once
 
 #include "virtio.h"
@@ -30,7 +31,7 @@ struct virtio_blk_queue {
     struct virtio_blk_slot *slots; /* one a descriptor, while the queue runs */
     struct iovec *iovs;            /* as many for each slot as the queue has descriptors */
     struct list stalled;           /* slots; the loop's */
-    bool retry_posted;
+    atomic_bool retry_posted;
     struct loop_post retry_post;
     struct virtio_queue *queue;
 };
@@ -42,8 +43,8 @@ struct virtio_blk {
     struct blk_front *front;
     struct virtio_blk_queue *blk_queues; /* one a virtqueue */
     char *serial;
-    bool read_only, write_cache;  /* as at power-on */
-    bool wce;                     /* as the driver has it */
+    bool read_only, write_cache; /* as at power-on */
+    bool wce;                    /* as the driver has it */
     uint32_t logical_block, physical_block, min_io, opt_io;
     uint32_t discard_granularity, max_discard_sectors, max_zeroes_sectors;
 };

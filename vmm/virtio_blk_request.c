@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * virtio-blk requests (virtio 1.2, 5.2.6): from a chain of buffers to a request of the block layer and back. On the
- * queue's loop, without allocation: each descriptor has its slot, made when the queue starts. Nothing is assumed about how
- * the driver cuts header, data and status into buffers.
+ * queue's loop, without allocation: each descriptor has its slot, made when the queue starts. Nothing is assumed about
+ * how the driver cuts header, data and status into buffers.
  * Invariants: a slot is busy from taking its chain to giving it back, so a head that comes twice is refused; header and
  * segments are copied before they are looked at; the data stays in guest memory and is moved by the block layer.
  */
@@ -81,9 +81,10 @@ static void stall(struct virtio_blk_slot *slot, int error)
         return;
     }
     if (list_empty(&state->stalled))
-        warn_report("%s: %s: the machine is stopped; 'cont' in the monitor tries again", queue->vdev->name, strerror(-error));
+        warn_report("%s: %s: the machine is stopped; 'cont' in the monitor tries again", queue->vdev->name,
+                    strerror(-error));
     list_append(&state->stalled, &slot->stalled);
-    machine_event(queue->vdev->machine, MACHINE_PAUSE, 0);
+    machine_event(queue->vdev->machine, MACHINE_IO_ERROR, 0);
 }
 
 static void request_done(struct blk_request *request, int result)
@@ -91,14 +92,9 @@ static void request_done(struct blk_request *request, int result)
     struct virtio_blk_slot *slot = container_of(request, struct virtio_blk_slot, request);
     if (unlikely(result < 0)) {
         switch (blk_front_on_error(blk_of(slot->queue)->front, request->op == BLK_OP_READ, result)) {
-        case BLK_ON_ERROR_STOP:
-            stall(slot, result);
-            return;
-        case BLK_ON_ERROR_IGNORE:
-            break;
-        default:
-            complete(slot, result == -ENOTSUP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR);
-            return;
+        case BLK_ON_ERROR_STOP: stall(slot, result); return;
+        case BLK_ON_ERROR_IGNORE: break;
+        default: complete(slot, result == -ENOTSUP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR); return;
         }
     }
     if (++slot->segment < slot->segment_count)
@@ -115,7 +111,8 @@ static void submit(struct virtio_blk_slot *slot)
     blk_submit(blk_of(slot->queue)->front, &slot->request);
 }
 
-static void submit_data(struct virtio_blk_slot *slot, enum blk_op op, uint64_t sector, const struct iovec *iov, unsigned count, uint64_t length)
+static void submit_data(struct virtio_blk_slot *slot, enum blk_op op, uint64_t sector, const struct iovec *iov,
+                        unsigned count, uint64_t length)
 {
     uint64_t offset;
     if (length % SECTOR || !checked_mul(sector, SECTOR, &offset) ||
@@ -141,7 +138,8 @@ static void submit_segment(struct virtio_blk_slot *slot)
     const struct virtio_blk_discard_write_zeroes *segment = &slot->segments[slot->segment];
     bool zeroes = slot->type == VIRTIO_BLK_T_WRITE_ZEROES;
     slot->request.op = zeroes ? BLK_OP_WRITE_ZEROES : BLK_OP_DISCARD;
-    slot->request.flags = zeroes && le32toh(segment->flags) & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP ? BLK_REQ_MAY_UNMAP : 0;
+    slot->request.flags = zeroes && le32toh(segment->flags) & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP ? BLK_REQ_MAY_UNMAP
+                                                                                                 : 0;
     slot->request.offset = le64toh(segment->sector) * SECTOR;
     slot->request.length = (uint64_t)le32toh(segment->num_sectors) * SECTOR;
     slot->request.iov = NULL;
@@ -224,27 +222,18 @@ static void start_request(struct virtio_blk_slot *slot, struct virtq_chain *chai
     slot->segment = slot->segment_count = 0;
     uint64_t sector = le64toh(header.sector), out_length = chain->out_length - sizeof(header);
     switch (slot->type) {
-    case VIRTIO_BLK_T_IN:
-        submit_data(slot, BLK_OP_READ, sector, in, in_count, chain->in_length - 1);
-        break;
+    case VIRTIO_BLK_T_IN: submit_data(slot, BLK_OP_READ, sector, in, in_count, chain->in_length - 1); break;
     case VIRTIO_BLK_T_OUT:
         if (blk_of(slot->queue)->read_only)
             complete(slot, VIRTIO_BLK_S_IOERR);
         else
             submit_data(slot, BLK_OP_WRITE, sector, out, out_count, out_length);
         break;
-    case VIRTIO_BLK_T_FLUSH:
-        flush(slot);
-        break;
-    case VIRTIO_BLK_T_GET_ID:
-        get_id(slot, in, in_count);
-        break;
+    case VIRTIO_BLK_T_FLUSH: flush(slot); break;
+    case VIRTIO_BLK_T_GET_ID: get_id(slot, in, in_count); break;
     case VIRTIO_BLK_T_DISCARD:
-    case VIRTIO_BLK_T_WRITE_ZEROES:
-        start_segments(slot, out, out_count, out_length);
-        break;
-    default:
-        complete(slot, VIRTIO_BLK_S_UNSUPP);
+    case VIRTIO_BLK_T_WRITE_ZEROES: start_segments(slot, out, out_count, out_length); break;
+    default: complete(slot, VIRTIO_BLK_S_UNSUPP);
     }
 }
 
@@ -292,7 +281,7 @@ static void retry(struct loop_post *post)
 {
     struct virtio_blk_queue *state = container_of(post, struct virtio_blk_queue, retry_post);
     struct list todo;
-    state->retry_posted = false;
+    atomic_store(&state->retry_posted, false);
     list_init(&todo);
     list_splice(&todo, &state->stalled);
     while (!list_empty(&todo)) {
@@ -306,9 +295,8 @@ void virtio_blk_retry(struct virtio_blk *blk)
 {
     for (unsigned i = 0; i < blk->vdev.queue_count; i++) {
         struct virtio_blk_queue *state = &blk->blk_queues[i];
-        if (!state->queue->running || state->retry_posted)
+        if (!state->queue->running || atomic_exchange(&state->retry_posted, true))
             continue;
-        state->retry_posted = true;
         state->retry_post.fn = retry;
         loop_post(state->queue->loop, &state->retry_post);
     }

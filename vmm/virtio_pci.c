@@ -77,28 +77,17 @@ static uint32_t read_queue_register(struct virtio_pci *proxy, uint64_t offset)
     if (!queue)
         return 0; /* size 0: there is no such queue */
     switch (offset) {
-    case VIRTIO_PCI_COMMON_Q_SIZE:
-        return queue->size;
-    case VIRTIO_PCI_COMMON_Q_MSIX:
-        return atomic_load(&queue->vector);
-    case VIRTIO_PCI_COMMON_Q_ENABLE:
-        return queue->enabled;
-    case VIRTIO_PCI_COMMON_Q_NOFF:
-        return queue->index;
-    case VIRTIO_PCI_COMMON_Q_DESCLO:
-        return (uint32_t)queue->desc;
-    case VIRTIO_PCI_COMMON_Q_DESCHI:
-        return (uint32_t)(queue->desc >> 32);
-    case VIRTIO_PCI_COMMON_Q_AVAILLO:
-        return (uint32_t)queue->avail;
-    case VIRTIO_PCI_COMMON_Q_AVAILHI:
-        return (uint32_t)(queue->avail >> 32);
-    case VIRTIO_PCI_COMMON_Q_USEDLO:
-        return (uint32_t)queue->used;
-    case VIRTIO_PCI_COMMON_Q_USEDHI:
-        return (uint32_t)(queue->used >> 32);
-    default:
-        return 0;
+    case VIRTIO_PCI_COMMON_Q_SIZE: return queue->size;
+    case VIRTIO_PCI_COMMON_Q_MSIX: return atomic_load(&queue->vector);
+    case VIRTIO_PCI_COMMON_Q_ENABLE: return queue->enabled;
+    case VIRTIO_PCI_COMMON_Q_NOFF: return queue->index;
+    case VIRTIO_PCI_COMMON_Q_DESCLO: return (uint32_t)queue->desc;
+    case VIRTIO_PCI_COMMON_Q_DESCHI: return (uint32_t)(queue->desc >> 32);
+    case VIRTIO_PCI_COMMON_Q_AVAILLO: return (uint32_t)queue->avail;
+    case VIRTIO_PCI_COMMON_Q_AVAILHI: return (uint32_t)(queue->avail >> 32);
+    case VIRTIO_PCI_COMMON_Q_USEDLO: return (uint32_t)queue->used;
+    case VIRTIO_PCI_COMMON_Q_USEDHI: return (uint32_t)(queue->used >> 32);
+    default: return 0;
     }
 }
 
@@ -111,45 +100,31 @@ static uint32_t read_common(struct virtio_pci *proxy, uint64_t offset)
 {
     struct virtio_device *vdev = proxy->vdev;
     switch (offset) {
-    case VIRTIO_PCI_COMMON_DFSELECT:
-        return proxy->device_feature_select;
-    case VIRTIO_PCI_COMMON_DF:
-        return half(vdev->host_features, proxy->device_feature_select);
-    case VIRTIO_PCI_COMMON_GFSELECT:
-        return proxy->driver_feature_select;
-    case VIRTIO_PCI_COMMON_GF:
-        return half(vdev->features, proxy->driver_feature_select);
-    case VIRTIO_PCI_COMMON_MSIX:
-        return atomic_load(&proxy->config_vector);
-    case VIRTIO_PCI_COMMON_NUMQ:
-        return vdev->queue_count;
-    case VIRTIO_PCI_COMMON_STATUS:
-        return atomic_load(&vdev->status);
-    case VIRTIO_PCI_COMMON_CFGGENERATION:
-        return 0;
-    case VIRTIO_PCI_COMMON_Q_SELECT:
-        return proxy->queue_select;
-    default:
-        return read_queue_register(proxy, offset);
+    case VIRTIO_PCI_COMMON_DFSELECT: return proxy->device_feature_select;
+    case VIRTIO_PCI_COMMON_DF: return half(vdev->host_features, proxy->device_feature_select);
+    case VIRTIO_PCI_COMMON_GFSELECT: return proxy->driver_feature_select;
+    case VIRTIO_PCI_COMMON_GF: return half(vdev->features, proxy->driver_feature_select);
+    case VIRTIO_PCI_COMMON_MSIX: return atomic_load(&proxy->config_vector);
+    case VIRTIO_PCI_COMMON_NUMQ: return vdev->queue_count;
+    case VIRTIO_PCI_COMMON_STATUS: return atomic_load(&vdev->status);
+    case VIRTIO_PCI_COMMON_CFGGENERATION: return 0;
+    case VIRTIO_PCI_COMMON_Q_SELECT: return proxy->queue_select;
+    default: return read_queue_register(proxy, offset);
     }
 }
 
 /* A vector that does not exist reads back as none (4.1.5.1.2.1). */
 static uint16_t checked_vector(const struct virtio_pci *proxy, uint32_t value)
 {
-    unsigned count = (load_le16(proxy->pci.config + proxy->pci.msix_capability + PCI_MSIX_FLAGS) & PCI_MSIX_FLAGS_QSIZE) + 1u;
+    unsigned count = (load_le16(proxy->pci.config + proxy->pci.msix_capability + PCI_MSIX_FLAGS) &
+                      PCI_MSIX_FLAGS_QSIZE) +
+                     1u;
     return value < count ? (uint16_t)value : VIRTIO_NO_VECTOR;
 }
 
-static void set_low(uint64_t *address, uint32_t value)
-{
-    *address = (*address & ~(uint64_t)UINT32_MAX) | value;
-}
+static void set_low(uint64_t *address, uint32_t value) { *address = (*address & ~(uint64_t)UINT32_MAX) | value; }
 
-static void set_high(uint64_t *address, uint32_t value)
-{
-    *address = (*address & UINT32_MAX) | (uint64_t)value << 32;
-}
+static void set_high(uint64_t *address, uint32_t value) { *address = (*address & UINT32_MAX) | (uint64_t)value << 32; }
 
 static void write_queue_register(struct virtio_pci *proxy, uint64_t offset, uint32_t value)
 {
@@ -170,26 +145,13 @@ static void write_queue_register(struct virtio_pci *proxy, uint64_t offset, uint
         if (value == 1)
             virtio_enable_queue(queue);
         break;
-    case VIRTIO_PCI_COMMON_Q_DESCLO:
-        set_low(&queue->desc, value);
-        break;
-    case VIRTIO_PCI_COMMON_Q_DESCHI:
-        set_high(&queue->desc, value);
-        break;
-    case VIRTIO_PCI_COMMON_Q_AVAILLO:
-        set_low(&queue->avail, value);
-        break;
-    case VIRTIO_PCI_COMMON_Q_AVAILHI:
-        set_high(&queue->avail, value);
-        break;
-    case VIRTIO_PCI_COMMON_Q_USEDLO:
-        set_low(&queue->used, value);
-        break;
-    case VIRTIO_PCI_COMMON_Q_USEDHI:
-        set_high(&queue->used, value);
-        break;
-    default:
-        break;
+    case VIRTIO_PCI_COMMON_Q_DESCLO: set_low(&queue->desc, value); break;
+    case VIRTIO_PCI_COMMON_Q_DESCHI: set_high(&queue->desc, value); break;
+    case VIRTIO_PCI_COMMON_Q_AVAILLO: set_low(&queue->avail, value); break;
+    case VIRTIO_PCI_COMMON_Q_AVAILHI: set_high(&queue->avail, value); break;
+    case VIRTIO_PCI_COMMON_Q_USEDLO: set_low(&queue->used, value); break;
+    case VIRTIO_PCI_COMMON_Q_USEDHI: set_high(&queue->used, value); break;
+    default: break;
     }
 }
 
@@ -208,28 +170,17 @@ static void write_features(struct virtio_pci *proxy, uint32_t value)
 static void write_common(struct virtio_pci *proxy, uint64_t offset, uint32_t value)
 {
     switch (offset) {
-    case VIRTIO_PCI_COMMON_DFSELECT:
-        proxy->device_feature_select = value;
-        break;
-    case VIRTIO_PCI_COMMON_GFSELECT:
-        proxy->driver_feature_select = value;
-        break;
-    case VIRTIO_PCI_COMMON_GF:
-        write_features(proxy, value);
-        break;
-    case VIRTIO_PCI_COMMON_MSIX:
-        atomic_store(&proxy->config_vector, checked_vector(proxy, value));
-        break;
+    case VIRTIO_PCI_COMMON_DFSELECT: proxy->device_feature_select = value; break;
+    case VIRTIO_PCI_COMMON_GFSELECT: proxy->driver_feature_select = value; break;
+    case VIRTIO_PCI_COMMON_GF: write_features(proxy, value); break;
+    case VIRTIO_PCI_COMMON_MSIX: atomic_store(&proxy->config_vector, checked_vector(proxy, value)); break;
     case VIRTIO_PCI_COMMON_STATUS:
         virtio_set_status(proxy->vdev, (uint8_t)value);
         if ((uint8_t)value == 0)
             virtio_pci_reset(proxy);
         break;
-    case VIRTIO_PCI_COMMON_Q_SELECT:
-        proxy->queue_select = (uint16_t)value;
-        break;
-    default:
-        write_queue_register(proxy, offset, value);
+    case VIRTIO_PCI_COMMON_Q_SELECT: proxy->queue_select = (uint16_t)value; break;
+    default: write_queue_register(proxy, offset, value);
     }
 }
 
@@ -251,7 +202,8 @@ static uint64_t registers_read(void *opaque, uint64_t offset, unsigned length)
     struct virtio_device *vdev = proxy->vdev;
     uint8_t bytes[8] = { 0 };
     if (offset < COMMON_AREA + AREA_SIZE)
-        return length == 8 ? read_common(proxy, offset) | (uint64_t)read_common(proxy, offset + 4) << 32 : read_common(proxy, offset);
+        return length == 8 ? read_common(proxy, offset) | (uint64_t)read_common(proxy, offset + 4) << 32
+                           : read_common(proxy, offset);
     if (offset == ISR_AREA)
         return read_isr(proxy);
     if (offset >= DEVICE_AREA && range_inside(offset - DEVICE_AREA, length, vdev->config_size))
@@ -285,7 +237,8 @@ static void bar_moved(struct pci_device *pci, unsigned bar, bool mapped)
     struct virtio_pci *proxy = container_of(pci, struct virtio_pci, pci);
     uint64_t base = pci->bars[bar].region.base;
     for (unsigned i = 0; bar == REGISTERS_BAR && i < proxy->vdev->queue_count; i++)
-        kvm_doorbell(&pci->machine->kvm, base + NOTIFY_AREA + i * NOTIFY_STEP, 2, proxy->vdev->queues[i].doorbell_fd, mapped);
+        kvm_doorbell(&pci->machine->kvm, base + NOTIFY_AREA + i * NOTIFY_STEP, 2, proxy->vdev->queues[i].doorbell_fd,
+                     mapped);
 }
 
 /* ---- access to the BAR through configuration space (4.1.4.9) ---- */
@@ -295,8 +248,9 @@ static bool access_window(const struct virtio_pci *proxy, uint64_t *offset, unsi
     const uint8_t *capability = proxy->pci.config + proxy->access_capability;
     *offset = load_le32(capability + offsetof(struct virtio_pci_cap, offset));
     *length = load_le32(capability + offsetof(struct virtio_pci_cap, length));
-    return capability[offsetof(struct virtio_pci_cap, bar)] == REGISTERS_BAR && (*length == 1 || *length == 2 || *length == 4) &&
-           is_aligned(*offset, *length) && range_inside(*offset, *length, REGISTERS_SIZE);
+    return capability[offsetof(struct virtio_pci_cap, bar)] == REGISTERS_BAR &&
+           (*length == 1 || *length == 2 || *length == 4) && is_aligned(*offset, *length) &&
+           range_inside(*offset, *length, REGISTERS_SIZE);
 }
 
 static bool touches_access_data(const struct virtio_pci *proxy, unsigned offset, unsigned length)
@@ -310,7 +264,8 @@ static void config_read(struct pci_device *pci, unsigned offset, unsigned length
     uint64_t at;
     unsigned size;
     if (touches_access_data(proxy, offset, length) && access_window(proxy, &at, &size))
-        store_le32(pci->config + proxy->access_capability + sizeof(struct virtio_pci_cap), (uint32_t)registers_read(proxy, at, size));
+        store_le32(pci->config + proxy->access_capability + sizeof(struct virtio_pci_cap),
+                   (uint32_t)registers_read(proxy, at, size));
 }
 
 static void config_written(struct pci_device *pci, unsigned offset, unsigned length)
@@ -319,7 +274,8 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned len
     uint64_t at;
     unsigned size;
     if (touches_access_data(proxy, offset, length) && access_window(proxy, &at, &size))
-        registers_write(proxy, at, size, load_le32(pci->config + proxy->access_capability + sizeof(struct virtio_pci_cap)));
+        registers_write(proxy, at, size,
+                        load_le32(pci->config + proxy->access_capability + sizeof(struct virtio_pci_cap)));
 }
 
 static const struct pci_device_ops pci_ops = { config_written, config_read, bar_moved };
@@ -344,7 +300,8 @@ static void add_capabilities(struct virtio_pci *proxy)
     add_capability(proxy, VIRTIO_PCI_CAP_COMMON_CFG, length, COMMON_AREA, AREA_SIZE);
     add_capability(proxy, VIRTIO_PCI_CAP_ISR_CFG, length, ISR_AREA, AREA_SIZE);
     add_capability(proxy, VIRTIO_PCI_CAP_DEVICE_CFG, length, DEVICE_AREA, AREA_SIZE);
-    uint8_t at = add_capability(proxy, VIRTIO_PCI_CAP_NOTIFY_CFG, sizeof(struct virtio_pci_notify_cap), NOTIFY_AREA, AREA_SIZE);
+    uint8_t at = add_capability(proxy, VIRTIO_PCI_CAP_NOTIFY_CFG, sizeof(struct virtio_pci_notify_cap), NOTIFY_AREA,
+                                AREA_SIZE);
     store_le32(proxy->pci.config + at + offsetof(struct virtio_pci_notify_cap, notify_off_multiplier), NOTIFY_STEP);
     at = add_capability(proxy, VIRTIO_PCI_CAP_PCI_CFG, sizeof(struct virtio_pci_cap) + 4, 0, 0);
     proxy->access_capability = at;
@@ -355,8 +312,8 @@ static void add_capabilities(struct virtio_pci *proxy)
     store_le32(writable + sizeof(struct virtio_pci_cap), UINT32_MAX);
 }
 
-int virtio_pci_add(struct virtio_pci *proxy, struct virtio_device *vdev, uint16_t device_type, uint32_t class_code, const char *address,
-                   struct error **errp)
+int virtio_pci_add(struct virtio_pci *proxy, struct virtio_device *vdev, uint16_t device_type, uint32_t class_code,
+                   const char *address, struct error **errp)
 {
     struct pci_device *pci = &proxy->pci;
     proxy->vdev = vdev;

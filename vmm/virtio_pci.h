@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* virtio over PCI (virtio 1.2, section 4.1): modern only. A device embeds a struct virtio_pci next to its virtio_device. */
+/* virtio over PCI (virtio 1.2, section 4.1): modern only. A device embeds a struct virtio_pci next to its
+ * virtio_device. */
 #pragma once
 
 #include "pci.h"
@@ -17,7 +18,7 @@ struct virtio_pci {
 };
 
 /* Main loop. `address`: as in addr=, or NULL. The queues are initialised. */
-int virtio_pci_add(struct virtio_pci *proxy, struct virtio_device *vdev, uint16_t device_type, uint32_t class_code, const char *address,
-                   struct error **errp);
+int virtio_pci_add(struct virtio_pci *proxy, struct virtio_device *vdev, uint16_t device_type, uint32_t class_code,
+                   const char *address, struct error **errp);
 void virtio_pci_remove(struct virtio_pci *proxy);
 void virtio_pci_reset(struct virtio_pci *proxy); /* power-on; the device is quiet */

@@ -2,11 +2,12 @@
 /*
  * A virtqueue on its loop: doorbell in, requests to the device, completions back, one interrupt a batch.
  *
- * The doorbell is an ioeventfd that the loop reads through its ring. Completed chains are put into the used ring at once, but
- * published in a task that runs when the iteration's completions are through: one index update and at most one interrupt
- * for all of them, and the interrupt is an eventfd write queued on the same ring, so it costs no system call of its own.
- * Invariant: once `stopping`, nothing is taken from the ring; the queue is given back only when nothing is in flight, the
- * used ring is published, and neither doorbell, task nor interrupt write is outstanding.
+ * The doorbell is an ioeventfd that the loop reads through its ring. Completed chains are put into the used ring at
+ * once, but published in a task that runs when the iteration's completions are through: one index update and at most
+ * one interrupt for all of them, and the interrupt is an eventfd write queued on the same ring, so it costs no system
+ * call of its own.
+ * Invariant: once `stopping`, nothing is taken from the ring; the queue is given back only when nothing is in flight,
+ * the used ring is published, and neither doorbell, task nor interrupt write is outstanding.
  */
 #include "virtio.h"
 
@@ -189,10 +190,12 @@ static void finish_stop_if_idle(struct virtio_queue *queue)
 void virtio_queue_start(struct virtio_queue *queue)
 {
     struct virtio_device *vdev = queue->vdev;
-    bool event_idx = vdev->features >> VIRTIO_RING_F_EVENT_IDX & 1, indirect = vdev->features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
+    bool event_idx = vdev->features >> VIRTIO_RING_F_EVENT_IDX & 1,
+         indirect = vdev->features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
     if (queue->running || !queue->enabled)
         return;
-    if (virtqueue_init(&queue->ring, &vdev->machine->memory, queue->size, queue->desc, queue->avail, queue->used, event_idx, indirect) < 0) {
+    if (virtqueue_init(&queue->ring, &vdev->machine->memory, queue->size, queue->desc, queue->avail, queue->used,
+                       event_idx, indirect) < 0) {
         virtio_broken(vdev, queue->index, queue->ring.error);
         return;
     }

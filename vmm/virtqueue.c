@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Split virtqueue. The driver runs at the same time and may be hostile: a field is read once, by one load, into a local
- * variable that is then checked and used. Orders that matter: avail->idx is an acquire load before the entries that it covers;
- * used->idx is a release store after the entries; and between publishing and asking whether the other side wants to be told, on both
- * sides, there is a full barrier (2.7.13.3.1, 2.7.7.2).
+ * variable that is then checked and used. Orders that matter: avail->idx is an acquire load before the entries that it
+ * covers; used->idx is a release store after the entries; and between publishing and asking whether the other side
+ * wants to be told, on both sides, there is a full barrier (2.7.13.3.1, 2.7.7.2).
  * Invariant: no chain has more than `size` descriptors, counted over direct and indirect ones, so every walk ends.
  */
 #include "virtqueue.h"
@@ -16,25 +16,13 @@
 #include <stddef.h>
 
 /* Fields right behind the rings (2.7.7, 2.7.8). */
-static uint16_t *used_event(const struct virtqueue *vq)
-{
-    return &vq->avail->ring[vq->size];
-}
+static uint16_t *used_event(const struct virtqueue *vq) { return &vq->avail->ring[vq->size]; }
 
-static uint16_t *avail_event(const struct virtqueue *vq)
-{
-    return (uint16_t *)&vq->used->ring[vq->size];
-}
+static uint16_t *avail_event(const struct virtqueue *vq) { return (uint16_t *)&vq->used->ring[vq->size]; }
 
-static uint16_t load16(const uint16_t *at)
-{
-    return le16toh(__atomic_load_n(at, __ATOMIC_RELAXED));
-}
+static uint16_t load16(const uint16_t *at) { return le16toh(__atomic_load_n(at, __ATOMIC_RELAXED)); }
 
-static void store16(uint16_t *at, uint16_t value)
-{
-    __atomic_store_n(at, htole16(value), __ATOMIC_RELAXED);
-}
+static void store16(uint16_t *at, uint16_t value) { __atomic_store_n(at, htole16(value), __ATOMIC_RELAXED); }
 
 static int fail(struct virtqueue *vq, const char *error)
 {
@@ -43,8 +31,8 @@ static int fail(struct virtqueue *vq, const char *error)
     return -EINVAL;
 }
 
-int virtqueue_init(struct virtqueue *vq, const struct guest_memory *memory, uint16_t size, uint64_t desc, uint64_t avail, uint64_t used,
-                   bool event_idx, bool indirect)
+int virtqueue_init(struct virtqueue *vq, const struct guest_memory *memory, uint16_t size, uint64_t desc,
+                   uint64_t avail, uint64_t used, bool event_idx, bool indirect)
 {
     *vq = (struct virtqueue){ .memory = memory, .size = size, .event_idx = event_idx, .indirect = indirect };
     if (!is_power_of_two(size) || size > VIRTQUEUE_MAX_SIZE)
@@ -77,8 +65,8 @@ int virtqueue_next(struct virtqueue *vq, uint16_t *head)
 struct walk {
     struct virtqueue *vq;
     struct virtq_chain *chain;
-    unsigned count;     /* descriptors seen */
-    bool writing;       /* one that the device writes has been seen */
+    unsigned count; /* descriptors seen */
+    bool writing;   /* one that the device writes has been seen */
 };
 
 static struct vring_desc copy_descriptor(const struct vring_desc *at)
@@ -112,8 +100,10 @@ static int add_buffer(struct walk *walk, const struct vring_desc *desc)
     return 0;
 }
 
-/* Follows `next` through a table of `table_size` descriptors. An indirect descriptor is left in *indirect for the caller. */
-static int walk_table(struct walk *walk, const struct vring_desc *table, unsigned table_size, unsigned index, struct vring_desc *indirect)
+/* Follows `next` through a table of `table_size` descriptors. An indirect descriptor is left in *indirect for the
+ * caller. */
+static int walk_table(struct walk *walk, const struct vring_desc *table, unsigned table_size, unsigned index,
+                      struct vring_desc *indirect)
 {
     for (;;) {
         if (index >= table_size)
@@ -123,7 +113,8 @@ static int walk_table(struct walk *walk, const struct vring_desc *table, unsigne
         struct vring_desc desc = copy_descriptor(&table[index]);
         if (desc.flags & VRING_DESC_F_INDIRECT) {
             if (!indirect || !walk->vq->indirect)
-                return fail(walk->vq, indirect ? "an indirect descriptor was not negotiated" : "an indirect descriptor is in an indirect table");
+                return fail(walk->vq, indirect ? "an indirect descriptor was not negotiated"
+                                               : "an indirect descriptor is in an indirect table");
             if (desc.flags & VRING_DESC_F_NEXT)
                 return fail(walk->vq, "an indirect descriptor has a next one");
             *indirect = desc;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The split virtqueue (virtio 1.2, section 2.7), device side: only the layout of the ring. One user at a time: the loop that
- * serves the queue. Everything a driver wrote is copied out of guest memory once, then checked; what is wrong is told by
- * -EINVAL and a sentence in vq->error, after which the queue is not to be touched again.
+ * The split virtqueue (virtio 1.2, section 2.7), device side: only the layout of the ring. One user at a time: the loop
+ * that serves the queue. Everything a driver wrote is copied out of guest memory once, then checked; what is wrong is
+ * told by -EINVAL and a sentence in vq->error, after which the queue is not to be touched again.
  */
 #pragma once
 
@@ -23,11 +23,11 @@ struct virtqueue {
     const struct vring_desc *desc;
     struct vring_avail *avail;
     struct vring_used *used;
-    uint16_t next_avail;  /* the entry that we take next */
-    uint16_t next_used;   /* the entry that we fill next */
-    uint16_t signalled;   /* next_used when the driver was last interrupted */
+    uint16_t next_avail; /* the entry that we take next */
+    uint16_t next_used;  /* the entry that we fill next */
+    uint16_t signalled;  /* next_used when the driver was last interrupted */
     bool signalled_valid;
-    const char *error;    /* NULL: nothing wrong so far */
+    const char *error; /* NULL: nothing wrong so far */
 };
 
 /* Buffers of one request. */
@@ -38,8 +38,8 @@ struct virtq_chain {
 };
 
 /* Addresses as the driver gave them. The ring starts at index 0 on both sides. */
-int virtqueue_init(struct virtqueue *vq, const struct guest_memory *memory, uint16_t size, uint64_t desc, uint64_t avail, uint64_t used,
-                   bool event_idx, bool indirect);
+int virtqueue_init(struct virtqueue *vq, const struct guest_memory *memory, uint16_t size, uint64_t desc,
+                   uint64_t avail, uint64_t used, bool event_idx, bool indirect);
 
 /* Takes the next available chain's head: 1 and *head < size, 0 where there is none, -EINVAL. */
 int virtqueue_next(struct virtqueue *vq, uint16_t *head);

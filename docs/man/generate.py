@@ -3,9 +3,9 @@
 
     generate.py TEMPLATE OUTPUT [NAME PROGRAM]...
 
-A line `@vmm-options@` in the template becomes the list of vmm's options from `vmm --help`, `@vmm-devices@` the devices from
-`vmm -device help`, `@img-tool-commands@` the sub-commands from `img-tool --help` and `img-tool COMMAND --help`, and
-`@block-options@` and `@block-drivers@` what the program block_drivers prints."""
+A line `@vmm-options@` in the template becomes the list of vmm's options from `vmm --help`, `@vmm-devices@` the
+devices from `vmm -device help`, `@img-tool-commands@` the sub-commands from `img-tool --help` and `img-tool COMMAND
+--help`, and `@block-options@` and `@block-drivers@` what the program block_drivers prints."""
 
 import re
 import subprocess
@@ -75,7 +75,9 @@ def table_of(text):
     for line in text.splitlines():
         match = re.match(r"  ([\w.-]+)=<([^>]*)>\s*(?:-\s*(.*))?$", line)
         if match:
-            result += tag([f".Cm {literal(match.group(1))} Ns = Ns", f".No {literal(match.group(2))}"], [match.group(3) or ""])
+            result += tag(
+                [f".Cm {literal(match.group(1))} Ns = Ns", f".No {literal(match.group(2))}"], [match.group(3) or ""]
+            )
     return [".Bl -tag -width Ds", *result, ".El"] if result else []
 
 
@@ -99,7 +101,13 @@ def img_tool_commands(programs):
     for name in names:
         usage, *body = output(programs["img-tool"], name, "--help").splitlines()
         usage = re.sub(r"^usage: \S+ ", "", usage)
-        result += [f".Ss {name}", f".Nm img\\-tool", literal(usage), ".Pp", *(literal(line.strip()) if line.strip() else ".Pp" for line in body)]
+        result += [
+            f".Ss {name}",
+            f".Nm img\\-tool",
+            literal(usage),
+            ".Pp",
+            *(literal(line.strip()) if line.strip() else ".Pp" for line in body),
+        ]
     return result
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The programs that are measured against each other, each behind the same two calls: prepare() finds out how much work takes the
-time wanted, run() does that much and says how fast it was.
+"""The programs that are measured against each other, each behind the same two calls: prepare() finds out how much
+work takes the time wanted, run() does that much and says how fast it was.
 
 A speed is requests a second over the time that the program itself measures, from its first request to its last. The
-processor time is that of all the program's threads, those that the kernel runs for its io_uring included, less what a run with a
-single request takes."""
+processor time is that of all the program's threads, those that the kernel runs for its io_uring included, less what a
+run with a single request takes."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -22,7 +23,7 @@ FIO_BEST = ["registerfiles", "iodepth_batch_submit=16", "iodepth_batch_complete_
 @dataclass
 class Sample:
     iops: float
-    cpu_us: float  # of processor time a request
+    cpu_us: float  # of processor time a request; NaN: cannot be told
 
 
 def processor_seconds():
@@ -34,16 +35,20 @@ def processor_seconds():
 def run_program(command, env=None, timeout=120):
     """Output and processor time of a program; an exception with all it said where it fails."""
     before = processor_seconds()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
-                          timeout=timeout)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, timeout=timeout
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: status {done.returncode}\n{done.stdout.decode()}{done.stderr.decode()}")
+        raise RuntimeError(
+            f"{' '.join(command)}: status {done.returncode}\n{done.stdout.decode()}{done.stderr.decode()}"
+        )
     return done.stdout.decode(), processor_seconds() - before
 
 
 class BenchCommand:
-    """`img-tool bench` or `qemu-img bench`: they take the same options and a number of requests. `aio` lists what is tried
-    for -i; the fastest is kept. `random_option` is for programs that have random offsets; others get a long odd step."""
+    """`img-tool bench` or `qemu-img bench`: they take the same options and a number of requests. `aio` lists what is
+    tried for -i; the fastest is kept. `random_option` is for programs that have random offsets; others get a long odd
+    step."""
 
     def __init__(self, name, program, path, image_format, cache, size, aio=(None,), random_option=None, extra=()):
         self.name, self.program, self.path, self.format = name, program, path, image_format
@@ -52,8 +57,21 @@ class BenchCommand:
         self.aio, self.count, self.start_cpu = aio[0], 0, 0.0
 
     def command(self, job, count, aio):
-        command = [self.program, "bench", "-f", self.format, "-t", self.cache, "-c", str(count), "-d", str(job.depth),
-                   "-s", str(job.block), *self.extra]
+        command = [
+            self.program,
+            "bench",
+            "-f",
+            self.format,
+            "-t",
+            self.cache,
+            "-c",
+            str(count),
+            "-d",
+            str(job.depth),
+            "-s",
+            str(job.block),
+            *self.extra,
+        ]
         if job.random and self.random_option:
             command.append(self.random_option)
         else:
@@ -122,10 +140,14 @@ class Fio:
 
     def fio(self, job, job_file):
         """What fio reports of the job, and the processor time of all of fio."""
-        env = dict(os.environ, FILE=self.path, DIRECT="1" if self.cache == "none" else "0",
-                   SECONDS=f"{int(self.seconds * 1000)}ms")
+        env = dict(
+            os.environ,
+            FILE=self.path,
+            DIRECT="1" if self.cache == "none" else "0",
+            RUNTIME=f"{int(self.seconds * 1000)}ms",
+        )
         output, cpu = run_program(["fio", f"--section={job.name}", "--output-format=json", job_file], env)
-        result = json.loads(output[output.index("{"):])["jobs"][0]
+        result = json.loads(output[output.index("{") :])["jobs"][0]
         if result["error"]:
             raise RuntimeError(f"fio: error {result['error']}\n{output}")
         return result["write" if job.write else "read"], cpu
@@ -136,7 +158,9 @@ class Fio:
 
     def run(self, job):
         side, cpu = self.fio(job, self.job_file)
-        return Sample(side["iops"], max(cpu - self.start_cpu, 0) / max(side["total_ios"], 1) * 1e6)
+        # fio's start takes a tenth of a second, more or less: in a short run the rest is lost in the more or less.
+        known = cpu >= 2 * self.start_cpu
+        return Sample(side["iops"], (cpu - self.start_cpu) / max(side["total_ios"], 1) * 1e6 if known else math.nan)
 
     def how(self):
         return " ".join("--" + option for option in FIO_BEST) if self.best else ""
@@ -147,10 +171,15 @@ def contenders(images, cache, work, img_tool, qemu_img="qemu-img"):
     aio = ["io_uring", "threads", "native"] if cache == "none" else ["io_uring", "threads"]
     found = []
     for image_format, path in images.paths.items():
-        found.append(BenchCommand(f"img-tool {image_format}", img_tool, path, image_format, cache, images.size,
-                                  random_option="--random=1"))
+        found.append(
+            BenchCommand(
+                f"img-tool {image_format}", img_tool, path, image_format, cache, images.size, random_option="--random=1"
+            )
+        )
     found.append(Fio("fio", images.paths["raw"], cache, work))
     found.append(Fio("fio best", images.paths["raw"], cache, work, best=True))
     for image_format, path in images.paths.items():
-        found.append(BenchCommand(f"qemu-img {image_format}", qemu_img, path, image_format, cache, images.size, aio=aio))
+        found.append(
+            BenchCommand(f"qemu-img {image_format}", qemu_img, path, image_format, cache, images.size, aio=aio)
+        )
     return found

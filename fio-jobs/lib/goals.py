@@ -44,9 +44,10 @@ class Verdict:
 
 
 def judge(series, on_tmpfs):
-    """Verdicts on one measurement of a job of JOBS with cache mode CACHE. On tmpfs the speed alone counts. On a disk it counts up to
-    what the disk can do: where fio, too, is less than the wanted factor above the slower program, nobody can show it; then we must be
-    as fast as the fastest, and the factor is asked of the processor time (`device`)."""
+    """Verdicts on one measurement of a job of JOBS with cache mode CACHE. On tmpfs the speed alone counts. On a disk
+    it counts up to what the disk can do: where fio, too, is less than the wanted factor above the slower program,
+    nobody can show it; then we must be as fast as the fastest, and the factor is asked of the processor time
+    (`device`)."""
     verdicts = []
     for goal in GOALS:
         value, saved = ratio(series, goal.name, goal.to), thrift(series, goal.name, goal.to)

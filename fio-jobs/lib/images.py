@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The images that are measured: a raw and a qcow2 one with the same random data, every block of both allocated, so that no
-request meets a hole, and none but the first few needs metadata that is not in memory."""
+"""The images that are measured: a raw and a qcow2 one with the same random data, every block of both allocated, so
+that no request meets a hole, and none but the first few needs metadata that is not in memory."""
 
 import os
 import random
@@ -29,10 +29,17 @@ class Images:
                 file.write(random.randbytes(MIB))
             file.flush()
             os.fsync(file.fileno())
-        for command in (["convert", "-f", "raw", "-O", "qcow2", self.paths["raw"], self.paths["qcow2"]],
-                        ["compare", "-q", "-f", "raw", "-F", "qcow2", self.paths["raw"], self.paths["qcow2"]]):
-            done = subprocess.run([img_tool, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, timeout=600)
+        for command in (
+            ["convert", "-f", "raw", "-O", "qcow2", self.paths["raw"], self.paths["qcow2"]],
+            ["compare", "-q", "-f", "raw", "-F", "qcow2", self.paths["raw"], self.paths["qcow2"]],
+        ):
+            done = subprocess.run(
+                [img_tool, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=600,
+            )
             if done.returncode:
                 raise RuntimeError(f"{img_tool} {' '.join(command)}: status {done.returncode}\n{done.stdout.decode()}")
         self.settle()

@@ -18,9 +18,9 @@ class Job:
     depth: int  # requests in flight
 
     def step(self, size):
-        """Bytes from one request to the next, for programs that only know steps: a block for sequential jobs. For random ones an odd
-        number of blocks near the golden section of `size`: as the image has a power of two of blocks, each is visited once a
-        round, far from the one before."""
+        """Bytes from one request to the next, for programs that only know steps: a block for sequential jobs. For
+        random ones an odd number of blocks near the golden section of `size`: as the image has a power of two of
+        blocks, each is visited once a round, far from the one before."""
         if not self.random:
             return self.block
         blocks = int(size / self.block * 0.6180339887)
@@ -41,6 +41,13 @@ def read_jobs(path=JOB_FILE):
         if name == "global":
             continue
         section = parser[name]
-        jobs.append(Job(name, section["rw"].startswith("rand"), section["rw"].endswith("write"), size_of(section["bs"]),
-                        int(section["iodepth"])))
+        jobs.append(
+            Job(
+                name,
+                section["rw"].startswith("rand"),
+                section["rw"].endswith("write"),
+                size_of(section["bs"]),
+                int(section["iodepth"]),
+            )
+        )
     return jobs

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measuring programs against each other on a machine that is not quiet: every round runs each of them once, right after each
-other (every other round backwards), a ratio is taken within a round, and the median over the rounds counts. What slows the
-machine for longer than a round slows all of them; what is shorter spoils one round."""
+"""Measuring programs against each other on a machine that is not quiet: every round runs each of them once, right
+after each other (every other round backwards), a ratio is taken within a round, and the median over the rounds
+counts. What slows the machine for longer than a round slows all of them; what is shorter spoils one round."""
 
+import math
 import os
 import statistics
 import time
@@ -39,13 +40,14 @@ class Neighbours:
 
 
 def wait_for_quiet(seconds):
-    """Returns when the neighbours are quiet for a second, or after `seconds`."""
+    """Waits, at most so long, until the neighbours have been quiet for a second; whether they have."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         neighbours = Neighbours().start()
         time.sleep(1)
         if neighbours.share() <= QUIET:
-            break
+            return True
+    return False
 
 
 @dataclass
@@ -60,7 +62,8 @@ class Series:
 
     @property
     def cpu_us(self):
-        return statistics.median(sample.cpu_us for sample in self.samples)
+        known = [sample.cpu_us for sample in self.samples if not math.isnan(sample.cpu_us)]
+        return statistics.median(known) if len(known) > len(self.samples) / 2 else math.nan
 
 
 def measure(job, programs, seconds, rounds, between=None):
@@ -82,5 +85,6 @@ def ratio(series, name, to):
 
 
 def thrift(series, name, to):
-    """How many times as many requests for the same processor time: a ratio of medians, as one short run has too little of it."""
+    """How many times as many requests for the same processor time: a ratio of medians, as one short run has too
+    little of it. NaN where it cannot be told."""
     return series[to].cpu_us / max(series[name].cpu_us, 1e-3)

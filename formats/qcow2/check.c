@@ -68,26 +68,49 @@ static void count_compressed(struct qcow2_checker *c, uint64_t entry, bool stati
     }
 }
 
-static void count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *next, bool statistics)
+/* An L2 table that was mended; not where the table itself lies over other metadata. */
+static coroutine_fn int co_write_table(struct qcow2_checker *c, uint64_t table, const uint64_t *buffer)
+{
+    struct qcow2 *s = c->s;
+
+    co_mutex_lock(&s->lock);
+    int ret = qcow2_co_check_overlap(s, table, s->cluster_size, QCOW2_REGION_L2);
+    co_mutex_unlock(&s->lock);
+    return ret < 0 ? ret : blk_co_write(s->node->file, table, buffer, s->cluster_size, 0);
+}
+
+/* A zero cluster needs no place: one that cannot be right is simply dropped. */
+static bool mend_zero(const struct qcow2_checker *c, uint64_t entry, uint64_t *slot)
+{
+    bool mend = (c->fix & BLK_FIX_ERRORS) && slot && qcow2_kind(entry) == QCOW2_ZERO_ALLOCATED;
+
+    qcow2_check_say(c, !mend, "%s offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.", mend ? "Repairing" : "ERROR",
+                    entry & QCOW2_OFFSET_MASK, entry & QCOW2_ZERO ? "Preallocated cluster" : "Data cluster");
+    c->check->corruptions += !mend;
+    c->check->corruptions_fixed += mend;
+    if (mend)
+        *slot = qcow2_be(QCOW2_ZERO);
+    return mend;
+}
+
+/* Returns whether the entry was changed; `slot` is NULL in tables that are not mended. */
+static bool count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *slot, uint64_t *next, bool statistics)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
     enum qcow2_kind kind = qcow2_kind(entry);
 
     if (kind == QCOW2_IS_COMPRESSED) {
         count_compressed(c, entry, statistics);
-        return;
+        return false;
     }
-    if (entry & (QCOW2_L2_RESERVED | (c->s->header.version < 3 ? QCOW2_ZERO : 0))) {
+    if (entry & QCOW2_L2_RESERVED) {
         qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry);
         c->check->corruptions++;
     }
     if (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED)
-        return;
-    if (qcow2_in_cluster(c->s, offset)) {
-        qcow2_check_say(c, true, "ERROR offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.", offset,
-                        kind == QCOW2_NORMAL ? "Data cluster" : "Preallocated cluster");
-        c->check->corruptions++;
-    }
+        return false;
+    if (qcow2_in_cluster(c->s, offset) && mend_zero(c, entry, slot))
+        return true;
     if (statistics) {
         c->check->allocated_clusters++;
         if (*next && offset != *next)
@@ -95,10 +118,12 @@ static void count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *next,
         *next = offset + c->s->cluster_size;
     }
     count(c, offset, c->s->cluster_size);
+    return false;
 }
 
-static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool statistics)
+static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool active)
 {
+    bool changed = false, mendable = active && qcow2_in_cluster(c->s, table) == 0;
     uint64_t next = 0;
     int ret = blk_co_read(c->s->node->file, table, buffer, c->s->cluster_size);
 
@@ -108,8 +133,8 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
         return ret;
     }
     for (uint64_t i = 0; i < c->s->cluster_size / 8; i++)
-        count_entry(c, be64toh(buffer[i]), &next, statistics);
-    return 0;
+        changed |= count_entry(c, be64toh(buffer[i]), mendable ? &buffer[i] : NULL, &next, active);
+    return changed ? co_write_table(c, table, buffer) : 0;
 }
 
 /* A whole tree: the L1 table (big-endian, in memory), its L2 tables, their clusters. */
@@ -226,6 +251,8 @@ static void count_refblock(struct qcow2_checker *c, uint64_t index)
         qcow2_check_say(c, true, "ERROR refcount table entry %" PRIu64 " has reserved bits set", index);
         c->check->corruptions++;
         c->rebuild = true;
+        forget_refblock(c, index);
+        return;
     }
     if (offset == 0)
         return;
@@ -358,12 +385,7 @@ static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, 
 
     for (uint64_t i = 0; ret == 0 && i < s->cluster_size / 8; i++)
         changed |= co_check_l2_entry(c, &buffer[i], fix);
-    if (ret < 0 || !changed)
-        return ret;
-    co_mutex_lock(&s->lock);
-    ret = qcow2_co_check_overlap(s, table, s->cluster_size, QCOW2_REGION_L2);
-    co_mutex_unlock(&s->lock);
-    return ret < 0 ? ret : blk_co_write(s->node->file, table, buffer, s->cluster_size, 0);
+    return ret == 0 && changed ? co_write_table(c, table, buffer) : ret;
 }
 
 static coroutine_fn void co_check_l1_entry(struct qcow2_checker *c, uint32_t index, uint64_t entry, unsigned fix)

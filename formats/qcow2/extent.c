@@ -37,6 +37,21 @@ static coroutine_fn void co_find_out(struct qcow2 *s)
     co_mutex_unlock(&s->lock);
 }
 
+/* The hot path does not follow this entry: say why. */
+static coroutine_fn int co_check_place(struct qcow2 *s, uint64_t offset)
+{
+    struct qcow2_slice *slice;
+
+    co_mutex_lock(&s->lock);
+    int ret = qcow2_co_slice(s, offset, &slice);
+    if (ret == 0 && slice) {
+        uint32_t index = qcow2_slice_index(s, offset);
+        ret = qcow2_co_check_entry(s, slice, index, qcow2_slice_entry(slice, index), false);
+    }
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
 coroutine_fn int qcow2_co_extent(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent)
 {
     struct qcow2 *s = node->state;
@@ -52,6 +67,8 @@ coroutine_fn int qcow2_co_extent(struct blk_node *node, uint64_t offset, uint64_
         if (ret < 0)
             return ret;
     }
+    if (extent->kind == BLK_SLOW && !(extent->flags & BLK_EXTENT_COMPRESSED))
+        return co_check_place(s, offset);
     if (extent->kind != BLK_DATA)
         return 0;
     if (s->density == UNKNOWN)

@@ -86,10 +86,9 @@ static int check_compression(const struct qcow2_header *h, struct error **errp)
 
 static int check_lengths(const struct qcow2_header *h, struct error **errp)
 {
-    uint64_t cluster_size = UINT64_C(1) << h->cluster_bits;
-
     if (h->cluster_bits < QCOW2_MIN_CLUSTER_BITS || h->cluster_bits > QCOW2_MAX_CLUSTER_BITS)
         return error_set(errp, -EINVAL, "Unsupported cluster size: 2^%" PRIu32, h->cluster_bits);
+    uint64_t cluster_size = UINT64_C(1) << h->cluster_bits;
     if (h->header_length < QCOW2_V3_HEADER_LENGTH && h->version >= 3)
         return error_set(errp, -EINVAL, "qcow2 header too short");
     if (h->header_length > cluster_size)

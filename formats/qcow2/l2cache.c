@@ -108,18 +108,22 @@ void qcow2_slices_free(struct qcow2 *s)
 
 /* ---- loading ---- */
 
-bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry)
+bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry)
+{
+    if (entry & QCOW2_COMPRESSED)
+        return true;
+    return qcow2_in_cluster(s, entry & QCOW2_OFFSET_MASK) == 0 && !((entry & QCOW2_ZERO) && s->header.version < 3);
+}
+
+/* May writes follow it too? */
+static bool entry_plausible(const struct qcow2 *s, uint64_t entry)
 {
     enum qcow2_kind kind = qcow2_kind(entry);
-    uint64_t offset = entry & QCOW2_OFFSET_MASK;
 
-    if (kind == QCOW2_UNALLOCATED)
-        return true;
-    if (kind == QCOW2_IS_COMPRESSED)
-        return !(entry & QCOW2_COPIED);
-    if ((entry & QCOW2_ZERO) && s->header.version < 3)
+    if (!qcow2_entry_readable(s, entry) || (kind == QCOW2_IS_COMPRESSED && (entry & QCOW2_COPIED)))
         return false;
-    return kind == QCOW2_ZERO_PLAIN || (qcow2_in_cluster(s, offset) == 0 && !qcow2_overlap(s, offset, s->cluster_size, 0));
+    return (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED) ||
+           !qcow2_overlap(s, entry & QCOW2_OFFSET_MASK, s->cluster_size, 0);
 }
 
 static struct qcow2_slice *new_slice(struct qcow2 *s, uint64_t number, uint64_t host_offset)
@@ -172,7 +176,7 @@ static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t
         return ret;
     }
     for (uint32_t i = 0; i < qcow2_slice_entries(s) && !slice->suspect; i++)
-        slice->suspect = !qcow2_entry_plausible(s, qcow2_slice_entry(slice, i));
+        slice->suspect = !entry_plausible(s, qcow2_slice_entry(slice, i));
     ret = publish(s, slice);
     if (ret < 0)
         free(slice);

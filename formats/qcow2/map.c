@@ -136,9 +136,13 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
     /* Only when it is clear: loops that share the slice would pass its cache line around. */
     if (!atomic_load_explicit(&slice->referenced, memory_order_relaxed))
         atomic_store_explicit(&slice->referenced, true, memory_order_relaxed);
-    if (slice->suspect) {
-        say(extent, BLK_SLOW, 0, MIN(length, s->cluster_size - qcow2_in_cluster(s, offset)));
-        return;
+    if (unlikely(slice->suspect)) {
+        /* One entry at a time, and no write: co_write() looks closer. */
+        length = MIN(length, s->cluster_size - qcow2_in_cluster(s, offset));
+        if (op == BLK_OP_WRITE || !qcow2_entry_readable(s, qcow2_slice_entry(slice, qcow2_slice_index(s, offset)))) {
+            say(extent, BLK_SLOW, 0, length);
+            return;
+        }
     }
     describe(s, slice, op, fua, offset, length, extent);
     /* After the entries: one that is not durable yet was stored after `unstable` was set. */

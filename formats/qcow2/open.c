@@ -272,9 +272,11 @@ static coroutine_fn int co_prepare_writing(struct qcow2 *s, unsigned flags, stru
             return error_set(errp, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
         return 0;
     }
-    if (s->header.autoclear) {
-        s->header.autoclear = 0;
-        qcow2_header_set64(s, QCOW2_AT_AUTOCLEAR, 0);
+    /* A check changes no data, and minds bitmaps as they are. */
+    uint64_t kept = flags & BLK_O_CHECK ? s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS : 0;
+    if (s->header.autoclear != kept) {
+        s->header.autoclear = kept;
+        qcow2_header_set64(s, QCOW2_AT_AUTOCLEAR, kept);
         ret = qcow2_co_header_write(s);
         if (ret < 0)
             return error_set_errno(errp, ret, "Could not update qcow2 header");

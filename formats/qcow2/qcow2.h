@@ -132,7 +132,7 @@ struct qcow2_slice {
     uint64_t host_offset;  /* where it lies in the file */
     atomic_bool referenced; /* used since the clock hand went by; set by map without the lock */
     atomic_bool unstable;  /* has changes that are not durable yet */
-    bool suspect;          /* an entry is wild: map answers SLOW for all of them. Constant once published */
+    bool suspect;          /* some entry is wild or points at metadata: map is careful. Constant once published */
     bool dirty;            /* changed since the last capture: on dirty_slices */
     bool committing;       /* captured by the running commit */
     uint64_t retired;      /* epoch, once evicted */
@@ -387,8 +387,8 @@ coroutine_fn int qcow2_co_slice_for_write(struct qcow2 *s, uint64_t offset, stru
 void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index, uint64_t entry);
 void qcow2_l1_set(struct qcow2 *s, uint32_t index, uint64_t entry);
 struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset);
-/* Is the entry one that the hot path may follow? No: unaligned, in metadata, or not allowed in this version. */
-bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry);
+/* Can a read follow the entry: aligned, and allowed in this version? Any thread. */
+bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry);
 void qcow2_slices_free(struct qcow2 *s); /* all, at close or when nothing is in flight */
 void qcow2_slices_forget(struct qcow2 *s); /* all that are clean; nothing is in flight */
 void qcow2_slices_drop(struct qcow2 *s, uint64_t l1_index); /* one table's, clean, drained */
@@ -478,7 +478,8 @@ coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t
 coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length, const struct iovec *iov,
                                      int iov_count);
 /* Is the entry one that may be followed at all? Marks the image corrupt and returns -EIO if not. Lock held. */
-coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry);
+coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry,
+                                      bool to_write);
 coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
 coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64_t length);
 /* Zeroes or (full) drops whole clusters; offset and length are whole clusters, the last may reach past the disk's end. */

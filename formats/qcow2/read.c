@@ -7,21 +7,22 @@
  */
 #include "qcow2.h"
 
-coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry)
+coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry, bool to_write)
 {
-    uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    uint64_t table = qcow2_cluster_start(s, slice->host_offset);
+    uint64_t offset = entry & QCOW2_OFFSET_MASK, table = qcow2_cluster_start(s, slice->host_offset);
     uint64_t in_table = (slice->host_offset - table) / 8 + index;
+    uint64_t guest = (slice->number << s->slice_shift) + ((uint64_t)index << s->cluster_bits);
 
-    if (entry & QCOW2_COMPRESSED)
+    if (qcow2_entry_readable(s, entry))
         return 0;
     if ((entry & QCOW2_ZERO) && s->header.version < 3)
         return qcow2_co_mark_corrupt(s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
                                      table, in_table);
-    if (qcow2_in_cluster(s, offset))
-        return qcow2_co_mark_corrupt(s, "%s offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
-                                     entry & QCOW2_ZERO ? "Preallocated zero cluster" : "Cluster allocation", offset, table, in_table);
-    return 0;
+    if (to_write)
+        return qcow2_co_mark_corrupt(s, "%s cluster offset %#" PRIx64 " unaligned (guest offset: %#" PRIx64 ")",
+                                     entry & QCOW2_ZERO ? "Preallocated zero" : "Data", offset, guest);
+    return qcow2_co_mark_corrupt(s, "Cluster allocation offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
+                                 offset, table, in_table);
 }
 
 /* Nothing here: the backing image's content, up to its end and ours. */
@@ -70,7 +71,7 @@ static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t
         if (ret == 0 && slice) {
             uint32_t index = qcow2_slice_index(s, offset);
             *entry = qcow2_slice_entry(slice, index);
-            ret = qcow2_co_check_entry(s, slice, index, *entry);
+            ret = qcow2_co_check_entry(s, slice, index, *entry, false);
         }
         if (ret < 0)
             return ret;

@@ -46,7 +46,7 @@ static coroutine_fn int co_plan_run(struct qcow2 *s, struct qcow2_slice *slice, 
         uint64_t entry = qcow2_slice_entry(slice, index), host = entry & QCOW2_OFFSET_MASK;
         bool first = at <= p->offset;
         if (slice->suspect) {
-            int ret = qcow2_co_check_entry(s, slice, index, entry);
+            int ret = qcow2_co_check_entry(s, slice, index, entry, true);
             if (ret < 0)
                 return ret;
         }

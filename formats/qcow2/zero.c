@@ -82,7 +82,7 @@ static coroutine_fn int co_check_range(struct qcow2 *s, const struct qcow2_slice
     for (uint32_t i = 0; i < r->count; i++) {
         uint64_t entry = qcow2_slice_entry(slice, r->first + i);
         enum qcow2_kind kind = qcow2_kind(entry);
-        int ret = qcow2_co_check_entry(s, slice, r->first + i, entry);
+        int ret = qcow2_co_check_entry(s, slice, r->first + i, entry, true);
         if (ret == 0 && (kind == QCOW2_NORMAL || kind == QCOW2_ZERO_ALLOCATED))
             ret = qcow2_co_check_overlap(s, entry & QCOW2_OFFSET_MASK, s->cluster_size, 0);
         if (ret < 0)

@@ -49,7 +49,8 @@ static void read_done(struct blk_request *request, int result)
         return;
     }
     if (aio->have_pattern && !io_check_pattern(aio->buffer.data, aio->pattern, aio->buffer.length))
-        printf("Pattern verification failed at offset %" PRIu64 ", %" PRIu64 " bytes\n", request->offset, aio->buffer.length);
+        printf("Pattern verification failed at offset %" PRIu64 ", %" PRIu64 " bytes\n", request->offset,
+               aio->buffer.length);
     if (aio->dump && !aio->report.quiet)
         io_dump(aio->buffer.data, request->offset, aio->buffer.length);
     io_report(&aio->report);
@@ -78,8 +79,8 @@ static void submit(struct aio *aio)
     blk_submit(aio->session->front, request);
 }
 
-/* Options of both into *aio; `zeroes` and the rest make no sense to one of them and are not in its list of options. 0, an
- * error, or IO_QUIT where -i wants no request at all. */
+/* Options of both into *aio; `zeroes` and the rest make no sense to one of them and are not in its list of options.
+ * 0, an error, or IO_QUIT where -i wants no request at all. */
 static int parse(int argc, char **argv, const char *options, struct aio *aio, bool *zeroes)
 {
     bool unmap = false, invalid = false;
@@ -180,7 +181,10 @@ static coroutine_fn int co_run_aio_flush(struct io_session *session, int argc, c
 }
 
 static struct io_command aio_read_command = {
-    .name = "aio_read", .min_args = 2, .max_args = -1, .args = "[-Ciqv] [-P pattern] off len [len..]",
+    .name = "aio_read",
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-Ciqv] [-P pattern] off len [len..]",
     .summary = "asynchronously reads a number of bytes",
     .help = " As readv, but goes on with the next command; aio_flush waits. Errors do not make the command fail.\n",
     .co_run = co_run_aio_read,
@@ -188,15 +192,22 @@ static struct io_command aio_read_command = {
 IO_COMMAND(aio_read_command)
 
 static struct io_command aio_write_command = {
-    .name = "aio_write", .flags = IO_WRITES, .min_args = 2, .max_args = -1, .args = "[-Cfiquz] [-P pattern] off len [len..]",
+    .name = "aio_write",
+    .flags = IO_WRITES,
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-Cfiquz] [-P pattern] off len [len..]",
     .summary = "asynchronously writes a number of bytes",
-    .help = " As writev (with -z, as write -z), but goes on with the next command; aio_flush waits. Errors do not make the\n"
+    .help = " As writev (with -z, as write -z), but goes on with the next command; aio_flush waits. Errors do not make "
+            "the\n"
             " command fail.\n",
     .co_run = co_run_aio_write,
 };
 IO_COMMAND(aio_write_command)
 
 static struct io_command aio_flush_command = {
-    .name = "aio_flush", .summary = "completes all outstanding aio requests", .co_run = co_run_aio_flush,
+    .name = "aio_flush",
+    .summary = "completes all outstanding aio requests",
+    .co_run = co_run_aio_flush,
 };
 IO_COMMAND(aio_flush_command)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Memory for the requests of io: aligned as the image likes it, or off by a little with -m; one piece, cut into iovecs. */
+/* Memory for the requests of io: aligned as the image likes it, or off by a little with -m; one piece, cut into
+ * iovecs. */
 #include "io.h"
 
 #include <errno.h>

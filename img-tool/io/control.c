@@ -28,15 +28,9 @@ static coroutine_fn int co_run_help(struct io_session *session, int argc, char *
     return io_help(argc > 1 ? argv[1] : NULL);
 }
 
-static coroutine_fn int co_run_quit(struct io_session *session, int argc, char **argv)
-{
-    return IO_QUIT;
-}
+static coroutine_fn int co_run_quit(struct io_session *session, int argc, char **argv) { return IO_QUIT; }
 
-static coroutine_fn int co_run_abort(struct io_session *session, int argc, char **argv)
-{
-    abort();
-}
+static coroutine_fn int co_run_abort(struct io_session *session, int argc, char **argv) { abort(); }
 
 static coroutine_fn int co_run_sigraise(struct io_session *session, int argc, char **argv)
 {
@@ -82,7 +76,8 @@ static coroutine_fn int co_run_wait_break(struct io_session *session, int argc, 
     IO_COMMAND(id##_command)
 
 SIMPLE(sleep, .flags = IO_NO_FILE, .min_args = 1, .max_args = 1, .summary = "waits for the given value in milliseconds")
-SIMPLE(help, .alias = "?", .flags = IO_NO_FILE, .max_args = 1, .args = "[command]", .summary = "help for one or all commands")
+SIMPLE(help, .alias = "?", .flags = IO_NO_FILE, .max_args = 1, .args = "[command]",
+       .summary = "help for one or all commands")
 SIMPLE(quit, .alias = "q", .flags = IO_NO_FILE, .max_args = -1, .summary = "exit the program")
 SIMPLE(abort, .flags = IO_NO_FILE, .summary = "simulate a program crash using abort(3)")
 SIMPLE(sigraise, .flags = IO_NO_FILE, .min_args = 1, .max_args = 1, .args = "signal", .summary = "raises a signal")

@@ -2,8 +2,8 @@
 /*
  * io: exercises an image with commands, from -c or standard input, as qemu-io does.
  *
- * Commands run one after the other in one coroutine. Lines are read in a worker thread, so that aio_ requests go on while
- * a person types. The exit status is 1 if any command failed; all later ones are run nevertheless.
+ * Commands run one after the other in one coroutine. Lines are read in a worker thread, so that aio_ requests go on
+ * while a person types. The exit status is 1 if any command failed; all later ones are run nevertheless.
  */
 #include "io.h"
 
@@ -191,15 +191,9 @@ static bool parse_value(int option, struct io_args *args)
     case 'd': return io_discard_arg(&args->source, optarg);
     case 'n': return io_cache_arg(&args->source, "none");
     case OPTION_OBJECT: return image_object_arg(optarg);
-    case 's':
-        error_report("Temporary snapshots are not supported yet");
-        return false;
-    case 'C':
-        error_report("Copy on read is not supported yet");
-        return false;
-    default:
-        fprintf(stderr, "Try '%s --help' for more information\n", error_program());
-        return false;
+    case 's': error_report("Temporary snapshots are not supported yet"); return false;
+    case 'C': error_report("Copy on read is not supported yet"); return false;
+    default: fprintf(stderr, "Try '%s --help' for more information\n", error_program()); return false;
     }
 }
 
@@ -207,15 +201,24 @@ static bool parse_value(int option, struct io_args *args)
 static int parse(int argc, char **argv, struct io_args *args)
 {
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },          { "version", no_argument, NULL, 'V' },
-        { "cmd", required_argument, NULL, 'c' },     { "format", required_argument, NULL, 'f' },
-        { "read-only", no_argument, NULL, 'r' },     { "snapshot", no_argument, NULL, 's' },
-        { "nocache", no_argument, NULL, 'n' },       { "copy-on-read", no_argument, NULL, 'C' },
-        { "misalign", no_argument, NULL, 'm' },      { "native-aio", no_argument, NULL, 'k' },
-        { "aio", required_argument, NULL, 'i' },     { "discard", required_argument, NULL, 'd' },
-        { "cache", required_argument, NULL, 't' },   { "trace", required_argument, NULL, 'T' },
-        { "force-share", no_argument, NULL, 'U' },   { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS }, { NULL, 0, NULL, 0 },
+        { "help", no_argument, NULL, 'h' },
+        { "version", no_argument, NULL, 'V' },
+        { "cmd", required_argument, NULL, 'c' },
+        { "format", required_argument, NULL, 'f' },
+        { "read-only", no_argument, NULL, 'r' },
+        { "snapshot", no_argument, NULL, 's' },
+        { "nocache", no_argument, NULL, 'n' },
+        { "copy-on-read", no_argument, NULL, 'C' },
+        { "misalign", no_argument, NULL, 'm' },
+        { "native-aio", no_argument, NULL, 'k' },
+        { "aio", required_argument, NULL, 'i' },
+        { "discard", required_argument, NULL, 'd' },
+        { "cache", required_argument, NULL, 't' },
+        { "trace", required_argument, NULL, 'T' },
+        { "force-share", no_argument, NULL, 'U' },
+        { "object", required_argument, NULL, OPTION_OBJECT },
+        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        { NULL, 0, NULL, 0 },
     };
     int option;
     argv[0] = (char *)error_program(); /* for getopt()'s errors */
@@ -230,9 +233,7 @@ static int parse(int argc, char **argv, struct io_args *args)
         case 'U': args->source.force_share = true; break;
         case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
         case 'h': return img_command_help("io");
-        case 'V':
-            printf("%s version " VMM_VERSION " (vmm)\n", error_program());
-            return 0;
+        case 'V': printf("%s version " VMM_VERSION " (vmm)\n", error_program()); return 0;
         default:
             if (!parse_value(option, args))
                 return 1;
@@ -291,8 +292,10 @@ static coroutine_fn int co_run_io(int argc, char **argv)
 
 static struct img_command io = {
     .name = "io",
-    .usage = "[--object OBJECT] [--image-opts] [-c COMMAND]... [-f FMT] [-r] [-n] [-m] [-k] [-i AIO] [-t CACHE] [-d DISCARD] [-U] [FILE]",
-    .help = "Reads, writes and examines an image by commands, from -c or line by line from standard input. -r opens it read-only,\n"
+    .usage = "[--object OBJECT] [--image-opts] [-c COMMAND]... [-f FMT] [-r] [-n] [-m] [-k] [-i AIO] [-t CACHE] [-d "
+             "DISCARD] [-U] [FILE]",
+    .help = "Reads, writes and examines an image by commands, from -c or line by line from standard input. -r opens it "
+            "read-only,\n"
             "-n is -t none, -m takes buffers that are not aligned. -c help lists the commands.",
     .co_run = co_run_io,
 };

@@ -16,9 +16,9 @@ struct io_session {
     char *name;              /* how it was opened, for reopen; NULL: by options alone */
     struct opts *options;
     struct image_source source;
-    bool misalign;           /* -m: buffers are not aligned */
+    bool misalign; /* -m: buffers are not aligned */
     unsigned aio_in_flight;
-    struct co *aio_waiting;  /* aio_flush */
+    struct co *aio_waiting; /* aio_flush */
 };
 
 enum io_command_flags {
@@ -34,7 +34,7 @@ struct io_command {
     int min_args, max_args; /* without the name; max -1: any number */
     const char *args;       /* as shown in help; NULL: none */
     const char *summary;
-    const char *help;       /* more; NULL: none */
+    const char *help; /* more; NULL: none */
     /* argv[0] is the name. Has reported its error. */
     coroutine_fn int (*co_run)(struct io_session *session, int argc, char **argv);
     const struct io_command *next; /* io.c's */
@@ -50,7 +50,8 @@ int io_help(const char *name); /* NULL: all commands */
 /* ---- session.c ---- */
 
 /* name may be NULL where options say it all. Takes `options`. 0 or -EINVAL after reporting. */
-coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options, const struct image_source *source);
+coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options,
+                            const struct image_source *source);
 coroutine_fn int io_co_close(struct io_session *session);
 /* Words of -t, -d, -i into *source; false after reporting. */
 bool io_cache_arg(struct image_source *source, const char *text);

@@ -12,14 +12,19 @@ struct read_args {
     const char *pattern, *skip, *length; /* texts, parsed once all options are known */
 };
 
-static coroutine_fn int co_read_and_report(struct io_session *session, struct io_buffer *buffer, uint64_t offset, const char *name,
-                                           const struct read_args *args, uint64_t check_offset, uint64_t check_length)
+static coroutine_fn int co_read_and_report(struct io_session *session, struct io_buffer *buffer, uint64_t offset,
+                                           const char *name, const struct read_args *args, uint64_t check_offset,
+                                           uint64_t check_length)
 {
     uint8_t pattern = 0;
     if (args->pattern && !io_pattern(args->pattern, &pattern))
         return -EINVAL;
-    struct io_report report = { .verb = "read", .quiet = args->quiet, .csv = args->csv, .offset = offset,
-                                .length = buffer->length, .start_ns = loop_now_ns() };
+    struct io_report report = { .verb = "read",
+                                .quiet = args->quiet,
+                                .csv = args->csv,
+                                .offset = offset,
+                                .length = buffer->length,
+                                .start_ns = loop_now_ns() };
     int ret = blk_front_co_readv(session->front, offset, buffer->length, buffer->iov, buffer->iov_count);
     if (ret < 0) {
         printf("%s failed: %s\n", name, strerror(-ret));
@@ -27,7 +32,8 @@ static coroutine_fn int co_read_and_report(struct io_session *session, struct io
     }
     uint64_t end_ns = loop_now_ns();
     if (args->pattern && !io_check_pattern(buffer->data + check_offset, pattern, check_length)) {
-        printf("Pattern verification failed at offset %" PRIu64 ", %" PRIu64 " bytes\n", offset + check_offset, check_length);
+        printf("Pattern verification failed at offset %" PRIu64 ", %" PRIu64 " bytes\n", offset + check_offset,
+               check_length);
         ret = -EINVAL;
     }
     if (args->dump && !args->quiet)
@@ -84,7 +90,8 @@ static coroutine_fn int co_run_read(struct io_session *session, int argc, char *
     uint64_t offset, length, check_offset, check_length;
     struct io_buffer buffer;
     if (!io_number(argv[optind], &offset) || !io_length(argv[optind + 1], &length) ||
-        !check_range(&args, length, &check_offset, &check_length) || !io_buffer_init_length(&buffer, session, length, 0xab))
+        !check_range(&args, length, &check_offset, &check_length) ||
+        !io_buffer_init_length(&buffer, session, length, 0xab))
         return -EINVAL;
     int ret = co_read_and_report(session, &buffer, offset, "read", &args, check_offset, check_length);
     io_buffer_finish(&buffer);
@@ -108,7 +115,8 @@ static coroutine_fn int co_run_readv(struct io_session *session, int argc, char 
         return io_usage("readv");
     uint64_t offset;
     struct io_buffer buffer;
-    if (!io_number(argv[optind], &offset) || !io_buffer_init(&buffer, session, argv + optind + 1, argc - optind - 1, 0xab))
+    if (!io_number(argv[optind], &offset) ||
+        !io_buffer_init(&buffer, session, argv + optind + 1, argc - optind - 1, 0xab))
         return -EINVAL;
     int ret = co_read_and_report(session, &buffer, offset, "readv", &args, 0, buffer.length);
     io_buffer_finish(&buffer);
@@ -116,8 +124,12 @@ static coroutine_fn int co_run_readv(struct io_session *session, int argc, char 
 }
 
 static struct io_command read_command = {
-    .name = "read", .alias = "r", .min_args = 2, .max_args = -1,
-    .args = "[-abCqv] [-P pattern [-s off] [-l len]] off len", .summary = "reads a number of bytes at a specified offset",
+    .name = "read",
+    .alias = "r",
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-abCqv] [-P pattern [-s off] [-l len]] off len",
+    .summary = "reads a number of bytes at a specified offset",
     .help = " -P  the byte that all of it must be; -s, -l: only from that byte on, so many\n"
             " -v  dump it   -q  say nothing   -C  statistics for programs   -p  ignored\n\n Example: read -v 512 1k\n",
     .co_run = co_run_read,
@@ -125,8 +137,12 @@ static struct io_command read_command = {
 IO_COMMAND(read_command)
 
 static struct io_command readv_command = {
-    .name = "readv", .min_args = 2, .max_args = -1, .args = "[-Cqv] [-P pattern] off len [len..]",
+    .name = "readv",
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-Cqv] [-P pattern] off len [len..]",
     .summary = "reads a number of bytes at a specified offset",
-    .help = " Reads into as many buffers as there are lengths. Options as for read.\n", .co_run = co_run_readv,
+    .help = " Reads into as many buffers as there are lengths. Options as for read.\n",
+    .co_run = co_run_readv,
 };
 IO_COMMAND(readv_command)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Numbers that the commands of io read and print: sizes, patterns, speeds, dumps. The layouts are qemu-io's, digit for digit. */
+/* Numbers that the commands of io read and print: sizes, patterns, speeds, dumps. The layouts are qemu-io's, digit
+ * for digit. */
 #include "io.h"
 
 #include "../size_arg.h"
@@ -95,9 +96,10 @@ void io_report(const struct io_report *report)
         printf("%" PRIu64 ",1,%s,%.3f,%.3f\n", report->length, time, bytes, per_second);
         return;
     }
-    printf("%s %" PRIu64 "/%" PRIu64 " bytes at offset %" PRIu64 "\n", report->verb, report->length, report->length, report->offset);
-    printf("%s, 1 ops; %s (%s/sec and %.4f ops/sec)\n", io_size_text((double)report->length, length, sizeof(length)), time,
-           io_size_text(bytes, speed, sizeof(speed)), per_second);
+    printf("%s %" PRIu64 "/%" PRIu64 " bytes at offset %" PRIu64 "\n", report->verb, report->length, report->length,
+           report->offset);
+    printf("%s, 1 ops; %s (%s/sec and %.4f ops/sec)\n", io_size_text((double)report->length, length, sizeof(length)),
+           time, io_size_text(bytes, speed, sizeof(speed)), per_second);
 }
 
 void io_dump(const uint8_t *data, uint64_t offset, uint64_t length)

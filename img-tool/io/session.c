@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * open, close, reopen: the image that the other commands work on. Closing waits for aio_ requests first. reopen closes the
- * image and opens it anew with what it was opened with before, changed as asked; where that fails, as it was.
+ * open, close, reopen: the image that the other commands work on. Closing waits for aio_ requests first. reopen
+ * closes the image and opens it anew with what it was opened with before, changed as asked; where that fails, as it
+ * was.
  */
 #include "io.h"
 
@@ -62,7 +63,8 @@ static void forget(struct io_session *session)
     session->options = NULL;
 }
 
-coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options, const struct image_source *source)
+coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options,
+                            const struct image_source *source)
 {
     struct error *error = NULL;
     if (session->front) {
@@ -123,12 +125,8 @@ static int parse_open(int argc, char **argv, struct image_source *source, struct
         case 'd': good = io_discard_arg(source, optarg); break;
         case 'U': source->force_share = true; break;
         case 'o': good = parse_options(options, optarg); break;
-        case 's':
-            error_report("Temporary snapshots are not supported yet");
-            return -ENOTSUP;
-        case 'C':
-            error_report("Copy on read is not supported yet");
-            return -ENOTSUP;
+        case 's': error_report("Temporary snapshots are not supported yet"); return -ENOTSUP;
+        case 'C': error_report("Copy on read is not supported yet"); return -ENOTSUP;
         default: return io_usage("open");
         }
         if (!good)
@@ -151,10 +149,7 @@ static coroutine_fn int co_run_open(struct io_session *session, int argc, char *
     return io_co_open(session, argv[optind], options, &source);
 }
 
-static coroutine_fn int co_run_close(struct io_session *session, int argc, char **argv)
-{
-    return io_co_close(session);
-}
+static coroutine_fn int co_run_close(struct io_session *session, int argc, char **argv) { return io_co_close(session); }
 
 /* ---- reopen ---- */
 
@@ -184,10 +179,7 @@ static int parse_reopen(int argc, char **argv, struct image_source *source, stru
     return optind == argc ? 0 : io_usage("reopen");
 }
 
-static void merge_option(const char *key, const char *value, void *arg)
-{
-    opts_set(arg, key, value);
-}
+static void merge_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
 
 static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char **argv)
 {
@@ -221,7 +213,11 @@ static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char
 }
 
 static struct io_command open_command = {
-    .name = "open", .alias = "o", .flags = IO_NO_FILE, .min_args = 1, .max_args = -1,
+    .name = "open",
+    .alias = "o",
+    .flags = IO_NO_FILE,
+    .min_args = 1,
+    .max_args = -1,
     .args = "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
     .summary = "open the file specified by path",
     .help = " -r  read-only              -n  cache mode none        -t  another cache mode\n"
@@ -232,12 +228,18 @@ static struct io_command open_command = {
 IO_COMMAND(open_command)
 
 static struct io_command close_command = {
-    .name = "close", .alias = "c", .summary = "close the current open file", .co_run = co_run_close,
+    .name = "close",
+    .alias = "c",
+    .summary = "close the current open file",
+    .co_run = co_run_close,
 };
 IO_COMMAND(close_command)
 
 static struct io_command reopen_command = {
-    .name = "reopen", .max_args = -1, .args = "[(-r|-w)] [-c cache] [-o options]", .summary = "reopens an image with new options",
+    .name = "reopen",
+    .max_args = -1,
+    .args = "[(-r|-w)] [-c cache] [-o options]",
+    .summary = "reopens an image with new options",
     .help = " -r  read-only   -w  for writing   -c  another cache mode   -o  options, as for open\n",
     .co_run = co_run_reopen,
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* alloc, map, length, info, truncate: what the image is, and how large. "Allocated" means in the image itself, not below it. */
+/* alloc, map, length, info, truncate: what the image is, and how large. "Allocated" means in the image itself, not
+ * below it. */
 #include "io.h"
 
 #include "../json_out.h"
@@ -48,7 +49,8 @@ static coroutine_fn int co_run_alloc(struct io_session *session, int argc, char 
         }
         sum += allocated ? length : 0;
     }
-    printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n", sum, count, io_size_text((double)offset, text, sizeof(text)));
+    printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n", sum, count,
+           io_size_text((double)offset, text, sizeof(text)));
     return 0;
 }
 
@@ -126,28 +128,48 @@ static coroutine_fn int co_run_truncate(struct io_session *session, int argc, ch
 }
 
 static struct io_command alloc_command = {
-    .name = "alloc", .alias = "a", .min_args = 1, .max_args = 2, .args = "offset [count]",
-    .summary = "checks if offset is allocated in the file", .co_run = co_run_alloc,
+    .name = "alloc",
+    .alias = "a",
+    .min_args = 1,
+    .max_args = 2,
+    .args = "offset [count]",
+    .summary = "checks if offset is allocated in the file",
+    .co_run = co_run_alloc,
 };
 IO_COMMAND(alloc_command)
 
 static struct io_command map_command = {
-    .name = "map", .args = "", .summary = "prints the allocated areas of a file", .co_run = co_run_map,
+    .name = "map",
+    .args = "",
+    .summary = "prints the allocated areas of a file",
+    .co_run = co_run_map,
 };
 IO_COMMAND(map_command)
 
 static struct io_command length_command = {
-    .name = "length", .alias = "l", .summary = "gets the length of the current file", .co_run = co_run_length,
+    .name = "length",
+    .alias = "l",
+    .summary = "gets the length of the current file",
+    .co_run = co_run_length,
 };
 IO_COMMAND(length_command)
 
 static struct io_command info_command = {
-    .name = "info", .alias = "i", .summary = "prints information about the current file", .co_run = co_run_info,
+    .name = "info",
+    .alias = "i",
+    .summary = "prints information about the current file",
+    .co_run = co_run_info,
 };
 IO_COMMAND(info_command)
 
 static struct io_command truncate_command = {
-    .name = "truncate", .alias = "t", .flags = IO_WRITES, .min_args = 1, .max_args = 3, .args = "[-m prealloc_mode] off",
-    .summary = "truncates the current file at the given offset", .co_run = co_run_truncate,
+    .name = "truncate",
+    .alias = "t",
+    .flags = IO_WRITES,
+    .min_args = 1,
+    .max_args = 3,
+    .args = "[-m prealloc_mode] off",
+    .summary = "truncates the current file at the given offset",
+    .co_run = co_run_truncate,
 };
 IO_COMMAND(truncate_command)

@@ -46,7 +46,8 @@ static int finish(const struct io_report *report, const char *name, int ret)
     return ret;
 }
 
-static coroutine_fn int co_write_data(struct io_session *session, const struct write_args *args, struct io_report *report)
+static coroutine_fn int co_write_data(struct io_session *session, const struct write_args *args,
+                                      struct io_report *report)
 {
     struct io_buffer buffer;
     uint8_t pattern = 0xcd;
@@ -56,14 +57,16 @@ static coroutine_fn int co_write_data(struct io_session *session, const struct w
     int ret = -EINVAL;
     if (!args->file || io_buffer_load(&buffer, args->file)) {
         report->start_ns = loop_now_ns();
-        ret = blk_front_co_writev(session->front, report->offset, report->length, buffer.iov, 1, args->fua ? BLK_REQ_FUA : 0);
+        ret = blk_front_co_writev(session->front, report->offset, report->length, buffer.iov, 1,
+                                  args->fua ? BLK_REQ_FUA : 0);
         finish(report, "write", ret);
     }
     io_buffer_finish(&buffer);
     return ret;
 }
 
-static coroutine_fn int co_write_zeroes(struct io_session *session, const struct write_args *args, struct io_report *report)
+static coroutine_fn int co_write_zeroes(struct io_session *session, const struct write_args *args,
+                                        struct io_report *report)
 {
     unsigned flags = (args->fua ? BLK_REQ_FUA : 0u) | (args->unmap ? BLK_REQ_MAY_UNMAP : 0u) |
                      (args->no_fallback ? BLK_REQ_NO_FALLBACK : 0u);
@@ -164,8 +167,13 @@ static coroutine_fn int co_run_flush(struct io_session *session, int argc, char 
 }
 
 static struct io_command write_command = {
-    .name = "write", .alias = "w", .flags = IO_WRITES, .min_args = 2, .max_args = -1,
-    .args = "[-bcCfnquz] [-P pattern | -s source_file] off len", .summary = "writes a number of bytes at a specified offset",
+    .name = "write",
+    .alias = "w",
+    .flags = IO_WRITES,
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-bcCfnquz] [-P pattern | -s source_file] off len",
+    .summary = "writes a number of bytes at a specified offset",
     .help = " -P  the byte to write (0xcd)   -s  a file to write from, over and over\n"
             " -z  zeroes, without sending them; -u: may unmap; -n: not where that would be slow\n"
             " -f  force unit access: durable when done\n"
@@ -175,20 +183,34 @@ static struct io_command write_command = {
 IO_COMMAND(write_command)
 
 static struct io_command writev_command = {
-    .name = "writev", .flags = IO_WRITES, .min_args = 2, .max_args = -1, .args = "[-Cfq] [-P pattern] off len [len..]",
+    .name = "writev",
+    .flags = IO_WRITES,
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-Cfq] [-P pattern] off len [len..]",
     .summary = "writes a number of bytes at a specified offset",
-    .help = " Writes from as many buffers as there are lengths. Options as for write.\n", .co_run = co_run_writev,
+    .help = " Writes from as many buffers as there are lengths. Options as for write.\n",
+    .co_run = co_run_writev,
 };
 IO_COMMAND(writev_command)
 
 static struct io_command discard_command = {
-    .name = "discard", .alias = "d", .flags = IO_WRITES, .min_args = 2, .max_args = -1, .args = "[-Cq] off len",
+    .name = "discard",
+    .alias = "d",
+    .flags = IO_WRITES,
+    .min_args = 2,
+    .max_args = -1,
+    .args = "[-Cq] off len",
     .summary = "discards a number of bytes at a specified offset",
-    .help = " -q  say nothing   -C  statistics for programs\n", .co_run = co_run_discard,
+    .help = " -q  say nothing   -C  statistics for programs\n",
+    .co_run = co_run_discard,
 };
 IO_COMMAND(discard_command)
 
 static struct io_command flush_command = {
-    .name = "flush", .alias = "f", .summary = "flush all in-core file state to disk", .co_run = co_run_flush,
+    .name = "flush",
+    .alias = "f",
+    .summary = "flush all in-core file state to disk",
+    .co_run = co_run_flush,
 };
 IO_COMMAND(flush_command)

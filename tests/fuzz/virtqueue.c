@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Fuzzes the split virtqueue and the parsing of virtio-blk requests: the input is the guest's memory (rings, descriptors,
- * headers) and a sequence of what driver and host do. The front end is a fake that checks what it is given and completes
- * when the input says so; the loop is a fake that runs callbacks in order.
+ * Fuzzes the split virtqueue and the parsing of virtio-blk requests: the input is the guest's memory (rings,
+ * descriptors, headers) and a sequence of what driver and host do. The front end is a fake that checks what it is given
+ * and completes when the input says so; the loop is a fake that runs callbacks in order.
  *
- * What must hold: nothing outside the guest's memory is touched (the memory is an allocation of its own, so ASan sees it); a
- * request is inside the disk and its buffers cover it; every request that is taken is given back before a stop ends.
+ * What must hold: nothing outside the guest's memory is touched (the memory is an allocation of its own, so ASan sees
+ * it); a request is inside the disk and its buffers cover it; every request that is taken is given back before a stop
+ * ends.
  */
 #include "virtio_blk.h"
 
@@ -49,9 +50,7 @@ void loop_post(struct loop *loop, struct loop_post *post)
     posts_end = &post->next;
 }
 
-void loop_event_add(struct loop *loop, struct loop_event *event)
-{
-}
+void loop_event_add(struct loop *loop, struct loop_event *event) {}
 
 void loop_event_remove(struct loop_event *event, void (*removed)(struct loop_event *event))
 {
@@ -60,15 +59,9 @@ void loop_event_remove(struct loop_event *event, void (*removed)(struct loop_eve
     removed_event = event;
 }
 
-struct io_uring *loop_ring(struct loop *loop)
-{
-    return NULL;
-}
+struct io_uring *loop_ring(struct loop *loop) { return NULL; }
 
-struct io_uring_sqe *loop_sqe(struct loop *loop, struct loop_io *io)
-{
-    abort();
-}
+struct io_uring_sqe *loop_sqe(struct loop *loop, struct loop_io *io) { abort(); }
 
 static void pump(void)
 {
@@ -93,28 +86,16 @@ static void pump(void)
 
 /* ---- the rest of the machine ---- */
 
-void machine_event(struct machine *machine, enum machine_event event, int status)
-{
-    stopped_by_error = true;
-}
+void machine_event(struct machine *machine, enum machine_event event, int status) { stopped_by_error = true; }
 
 /* In place of base's: a broken ring is the rule here, not worth a line each. */
-void warn_report(const char *fmt, ...)
-{
-}
+void warn_report(const char *fmt, ...) {}
 
-int error_set_errno(struct error **errp, int err, const char *fmt, ...)
-{
-    return err;
-}
+int error_set_errno(struct error **errp, int err, const char *fmt, ...) { return err; }
 
-void quiesce_hold(struct quiesce *quiesce)
-{
-}
+void quiesce_hold(struct quiesce *quiesce) {}
 
-void quiesce_release(struct quiesce *quiesce)
-{
-}
+void quiesce_release(struct quiesce *quiesce) {}
 
 /* ---- the front end ---- */
 
@@ -145,15 +126,9 @@ void blk_submit(struct blk_front *front, struct blk_request *request)
     pending[pending_count++] = request;
 }
 
-uint64_t blk_front_size(struct blk_front *front)
-{
-    return DISK_SIZE;
-}
+uint64_t blk_front_size(struct blk_front *front) { return DISK_SIZE; }
 
-enum blk_on_error blk_front_on_error(const struct blk_front *front, bool is_read, int error)
-{
-    return front->on_error;
-}
+enum blk_on_error blk_front_on_error(const struct blk_front *front, bool is_read, int error) { return front->on_error; }
 
 static void complete(unsigned which, int result)
 {
@@ -169,18 +144,11 @@ static void complete(unsigned which, int result)
 
 /* ---- the device ---- */
 
-static int queue_irq_fd(struct virtio_device *vdev, const struct virtio_queue *queue)
-{
-    return -1;
-}
+static int queue_irq_fd(struct virtio_device *vdev, const struct virtio_queue *queue) { return -1; }
 
-static void no_interrupt(struct virtio_device *vdev)
-{
-}
+static void no_interrupt(struct virtio_device *vdev) {}
 
-static void no_reset(struct virtio_device *vdev)
-{
-}
+static void no_reset(struct virtio_device *vdev) {}
 
 static const struct virtio_transport_ops transport = { queue_irq_fd, no_interrupt, no_interrupt };
 static const struct virtio_device_ops ops = {
@@ -215,7 +183,8 @@ static void stop(struct virtio_queue *queue)
     assert(!queue->running && !queue->in_flight && !queue->vdev->queues_stopping);
 }
 
-static void act(struct virtio_blk *blk, struct virtio_queue *queue, uint8_t action, uint8_t operand, const uint8_t *head)
+static void act(struct virtio_blk *blk, struct virtio_queue *queue, uint8_t action, uint8_t operand,
+                const uint8_t *head)
 {
     static const int results[] = { 0, 0, 0, -EIO, -ENOSPC, -ENOTSUP };
     uint8_t *bytes = memory->blocks[0].host;
@@ -224,9 +193,7 @@ static void act(struct virtio_blk *blk, struct virtio_queue *queue, uint8_t acti
         if (queue->running)
             queue->doorbell.signalled(&queue->doorbell, 1);
         break;
-    case 1:
-        complete(operand, results[operand % ARRAY_SIZE(results)]);
-        break;
+    case 1: complete(operand, results[operand % ARRAY_SIZE(results)]); break;
     case 2: /* the driver changes memory while we look */
         bytes[(operand * 64u + action) % MEMORY_SIZE] = (uint8_t)(operand ^ action);
         break;
@@ -234,12 +201,8 @@ static void act(struct virtio_blk *blk, struct virtio_queue *queue, uint8_t acti
         if (queue->running)
             __atomic_fetch_add(&queue->ring.avail->idx, operand % 4, __ATOMIC_RELAXED);
         break;
-    case 4:
-        virtio_blk_retry(blk);
-        break;
-    default:
-        stop(queue);
-        start(queue, head);
+    case 4: virtio_blk_retry(blk); break;
+    default: stop(queue); start(queue, head);
     }
     pump();
 }
@@ -252,7 +215,8 @@ static void init_blk(struct virtio_blk *blk, struct machine *machine, struct blk
     blk->vdev.transport = &transport;
     blk->vdev.queue_count = 1;
     blk->vdev.features = 1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES |
-                         (uint64_t)(flags & 1) << VIRTIO_RING_F_EVENT_IDX | (uint64_t)(flags >> 1 & 1) << VIRTIO_RING_F_INDIRECT_DESC;
+                         (uint64_t)(flags & 1) << VIRTIO_RING_F_EVENT_IDX |
+                         (uint64_t)(flags >> 1 & 1) << VIRTIO_RING_F_INDIRECT_DESC;
     blk->read_only = flags & 4;
     blk->max_discard_sectors = blk->max_zeroes_sectors = 4096;
     blk->serial = "serial number";

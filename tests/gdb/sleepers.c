@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* For the test of vmm-gdb.py: a process with coroutines asleep at known places, that ends by abort() where gdb looks. */
 #include <base/coroutine.h>
+#include <base/loop.h>
 #include <base/sync.h>
 
 #include <stdlib.h>
@@ -13,7 +14,7 @@ static __attribute__((noinline)) void waits_for_ever(int depth)
         waits_for_ever(depth - 1);
     else
         co_yield();
-    __asm__ volatile(""); /* no tail call: each level has a frame */
+    __asm__ volatile(""); /* no tail call: each level has a frame; also below */
 }
 
 static void deep_sleeper(void *arg)
@@ -30,6 +31,7 @@ static void lock_holder(void *arg)
 static void lock_waiter(void *arg)
 {
     co_mutex_lock(&mutex);
+    __asm__ volatile("");
 }
 
 int main(void)

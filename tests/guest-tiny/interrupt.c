@@ -49,10 +49,7 @@ static void load_idt(void)
     __asm__ volatile("lidt %0" : : "m"(idtr));
 }
 
-void lapic_init(void)
-{
-    write32(LAPIC + LAPIC_SPURIOUS, 0x100 | SPURIOUS_VECTOR);
-}
+void lapic_init(void) { write32(LAPIC + LAPIC_SPURIOUS, 0x100 | SPURIOUS_VECTOR); }
 
 void interrupts_init(void)
 {
@@ -66,10 +63,7 @@ void interrupts_init(void)
     lapic_init();
 }
 
-uint32_t lapic_id(void)
-{
-    return read32(LAPIC + LAPIC_ID) >> 24;
-}
+uint32_t lapic_id(void) { return read32(LAPIC + LAPIC_ID) >> 24; }
 
 static void ioapic_write(unsigned reg, uint32_t value)
 {
@@ -106,6 +100,6 @@ void start_processor(uint8_t apic_id, void (*fn)(void))
     memcpy((void *)AP_PAGE, ap_start, (size_t)(ap_end - ap_start));
     ap_function = fn;
     barrier();
-    send_ipi(apic_id, 0x4500);                  /* INIT */
-    send_ipi(apic_id, 0x4600 | AP_PAGE >> 12);  /* STARTUP */
+    send_ipi(apic_id, 0x4500);                 /* INIT */
+    send_ipi(apic_id, 0x4600 | AP_PAGE >> 12); /* STARTUP */
 }

@@ -57,10 +57,7 @@ int strcmp(const char *a, const char *b)
     return (uint8_t)*a - (uint8_t)*b;
 }
 
-uint64_t timer_us(void)
-{
-    return (uint64_t)(inl(PM_BASE + 8) & 0xffffff) * 1000000 / 3579545;
-}
+uint64_t timer_us(void) { return (uint64_t)(inl(PM_BASE + 8) & 0xffffff) * 1000000 / 3579545; }
 
 static void put(char c)
 {

@@ -183,7 +183,8 @@ void test_blk_indirect(void)
         status = 0xff;
         table[0] = (struct desc){ (uint64_t)&header, 16, DESC_NEXT, 3 };
         for (uint16_t i = 0; i < 8; i++)
-            table[3 + i] = (struct desc){ (uint64_t)(bytes + i * 512), 512, (uint16_t)(DESC_NEXT | write), (uint16_t)(4 + i) };
+            table[3 + i] = (struct desc){ (uint64_t)(bytes + i * 512), 512, (uint16_t)(DESC_NEXT | write),
+                                          (uint16_t)(4 + i) };
         table[11] = (struct desc){ (uint64_t)&status, 1, DESC_WRITE, 0 };
         describe(queue, 7, table, sizeof(table), DESC_INDIRECT, 0);
         queue_offer(queue, 7);

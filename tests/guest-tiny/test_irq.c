@@ -114,7 +114,7 @@ void test_interrupt_pin(void)
     CHECK_EQUAL(1, read8(device.isr));
 }
 
-/* The driver asks to be told only of the third completion from now; the device of every request only by what it says. */
+/* The driver asks to be told only of the third completion from now on; the device of the request that it waits for. */
 void test_event_index(void)
 {
     struct device device;

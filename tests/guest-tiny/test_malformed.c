@@ -9,7 +9,7 @@ void test_malformed_memory(void);
 void test_reset_busy(void);
 
 #define NOWHERE 0x60000000000ull /* far above any memory */
-#define HOLE 0xd0000000ull        /* the PCI window */
+#define HOLE 0xd0000000ull       /* the PCI window */
 
 static uint8_t data[4096] __attribute__((aligned(4096)));
 static struct request_header header;
@@ -63,10 +63,7 @@ static void good_request(struct queue *queue)
     describe(queue, 2, (const void *)&status, 1, DESC_WRITE, 0);
 }
 
-static void head_too_large(struct queue *queue)
-{
-    queue_offer(queue, 16);
-}
+static void head_too_large(struct queue *queue) { queue_offer(queue, 16); }
 
 static void index_jumps(struct queue *queue)
 {
@@ -225,10 +222,7 @@ static void make(const struct mistake *mistake, unsigned count)
     CHECK_EQUAL(BLK_OK, blk_request(&device.queues[0], 0, BLK_IN, 0, data, 512));
 }
 
-void test_malformed(void)
-{
-    make(mistakes, sizeof(mistakes) / sizeof(mistakes[0]));
-}
+void test_malformed(void) { make(mistakes, sizeof(mistakes) / sizeof(mistakes[0])); }
 
 /* Rings themselves in the wrong place. */
 static void start_with_ring(struct device *device, unsigned reg, uint64_t address)

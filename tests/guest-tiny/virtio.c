@@ -11,7 +11,8 @@ static void find_areas(struct device *device)
 {
     for (unsigned at = 0; (at = pci_capability(device->devfn, 9, at));) {
         uint8_t type = (uint8_t)pci_read(device->devfn, at + 3, 1);
-        uint64_t address = pci_bar(device->devfn, pci_read(device->devfn, at + 4, 1)) + pci_read(device->devfn, at + 8, 4);
+        uint64_t address = pci_bar(device->devfn, pci_read(device->devfn, at + 4, 1)) +
+                           pci_read(device->devfn, at + 8, 4);
         if (type == 1)
             device->common = address;
         else if (type == 2)
@@ -36,10 +37,7 @@ void device_open(struct device *device, unsigned n)
     device_reset(device);
 }
 
-uint8_t device_status(struct device *device)
-{
-    return read8(device->common + COMMON_STATUS);
-}
+uint8_t device_status(struct device *device) { return read8(device->common + COMMON_STATUS); }
 
 void device_reset(struct device *device)
 {
@@ -122,20 +120,15 @@ void queue_offer(struct queue *queue, uint16_t head)
     barrier();
 }
 
-void queue_ring(struct queue *queue)
-{
-    write16(queue->doorbell, (uint16_t)queue->index);
-}
+void queue_ring(struct queue *queue) { write16(queue->doorbell, (uint16_t)queue->index); }
 
-bool queue_has_used(struct queue *queue)
-{
-    return queue->used[1] != queue->used_index;
-}
+bool queue_has_used(struct queue *queue) { return queue->used[1] != queue->used_index; }
 
 uint16_t queue_take(struct queue *queue, uint32_t *length)
 {
     WAIT_FOR(queue_has_used(queue));
-    const volatile uint32_t *element = (const volatile uint32_t *)(queue->used + 2) + queue->used_index % queue->size * 2;
+    const volatile uint32_t *element = (const volatile uint32_t *)(queue->used + 2) +
+                                       queue->used_index % queue->size * 2;
     queue->used_index++;
     if (length)
         *length = element[1];
@@ -200,10 +193,7 @@ void msix_set(struct device *device, unsigned entry, uint8_t vector)
     write32(at + 12, 0);
 }
 
-void msix_mask(struct device *device, unsigned entry, bool masked)
-{
-    write32(table(device, entry) + 12, masked);
-}
+void msix_mask(struct device *device, unsigned entry, bool masked) { write32(table(device, entry) + 12, masked); }
 
 bool msix_pending(struct device *device, unsigned entry)
 {

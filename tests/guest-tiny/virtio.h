@@ -112,7 +112,8 @@ uint16_t queue_take(struct queue *queue, uint32_t *length);
 
 /* Writes a descriptor. */
 void describe(struct queue *queue, uint16_t index, const void *address, uint32_t length, uint16_t flags, uint16_t next);
-/* A whole request with three descriptors from `head` on (two without data): offered, rung, waited for. Returns the status byte. */
+/* A whole request with three descriptors from `head` on (two without data): offered, rung, waited for. Returns the
+ * status byte. */
 uint8_t blk_request(struct queue *queue, uint16_t head, uint32_t type, uint64_t sector, void *data, uint32_t length);
 uint64_t blk_capacity(struct device *device);
 

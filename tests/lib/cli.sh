@@ -24,12 +24,12 @@ io_both()
         mkdir -p "$TEST_TMP/$side"
         [[ $side == qemu ]] && program=qemu-io || program=$(drop_in qemu-io)
         status=0
-        (cd "$TEST_TMP/$side" && timeout 60 "$program" "$@" <"${io_input:-/dev/null}" >"$TEST_TMP/$side.stdout" 2>"$TEST_TMP/$side.stderr") || status=$?
+        (cd "$TEST_TMP/$side" && timeout 60 "$program" "$@" <"${io_input:-/dev/null}" \
+            >"$TEST_TMP/$side.stdout" 2>"$TEST_TMP/$side.stderr") || status=$?
         out[$side]=$(sed -E "$io_filter" "$TEST_TMP/$side.stdout")
         err[$side]=$(<"$TEST_TMP/$side.stderr")
         [[ $side == ours ]] || qemu_status=$status
     done
-    io_out=${out[ours]}
     check_same "${out[qemu]}" "${out[ours]}" "output of 'qemu-io $*'"
     check_same "${err[qemu]}" "${err[ours]}" "error output of 'qemu-io $*'"
     check_same "$qemu_status" "$status" "exit status of 'qemu-io $*'"
@@ -47,8 +47,8 @@ each_line()
     done
 }
 
-# map_of FILE: where data, zeroes and holes are, one extent a line. Inside what a layer stores, holes of the host's file do
-# not count: whether a cluster's unwritten rest is one is up to the writer.
+# map_of FILE: where data, zeroes and holes are, one extent a line. Inside what a layer stores, holes of the host's file
+# do not count: whether a cluster's unwritten rest is one is up to the writer.
 map_of()
 {
     qemu-img map --output=json "$1" | python3 -c '

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# What the performance tests that count (system calls, instructions, allocations) share. Each counts something of a run of
-# `img-tool bench` with N requests and of one with 2 N: the difference is what N requests cost, without the program's start. Source
-# lib/test.sh first.
+# What the performance tests that count (system calls, instructions, allocations) share. Each counts something of a
+# run of `img-tool bench` with N requests and of one with 2 N: the difference is what N requests cost, without the
+# program's start. Source lib/test.sh first.
+
+under=()
 
 # make_images FOLDER: $raw and $qcow2 there, 64 MiB of the same random data each, everything allocated.
 make_images()
@@ -28,13 +30,15 @@ image_of()
     [[ $1 == raw ]] && echo "$raw" || echo "$qcow2"
 }
 
-# bench FORMAT OP COUNT [OPTION...]: 4 KiB requests to random places with cache=none; OP is read or write.
+# bench FORMAT OP COUNT [OPTION...]: 4 KiB requests to random places with cache=none; OP is read or write. The array
+# `under`, if set, is a command that runs it.
 bench()
 {
     local format=$1 op=$2 count=$3 write=()
     shift 3
     [[ $op == read ]] || write=(-w --pattern=165)
-    "$IMG_TOOL" bench -f "$format" -t none -s 4096 -c "$count" --random=1 "${write[@]}" "$@" "$(image_of "$format")"
+    "${under[@]}" "$IMG_TOOL" bench -f "$format" -t none -s 4096 -c "$count" --random=1 "${write[@]}" "$@" \
+        "$(image_of "$format")"
 }
 
 # json_number KEY: from a flat JSON object on standard input.

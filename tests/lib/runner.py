@@ -18,7 +18,8 @@ writes into the folder that it is given.
 
 An executable says in comment lines at its head what it needs:
 
-  # build: asan                which build it tests: asan (default), release, or both, each counted; none: no program
+  # build: asan                which builds it tests, each counted: asan (default), release, tsan, several of them, `both`
+                               for release and asan, `none` for tests of no program
   # quick: no                  left out by --quick (default: yes)
   # timeout: 300               seconds until it is killed (default: 120)
   # cases: a b c               it runs once for each, with the case as its argument
@@ -188,10 +189,10 @@ def script_jobs(group):
         for case in quick_cases:
             if case not in cases:
                 raise BuildFailed(f"{shown}: quick-cases has '{case}', which is not among the cases")
-        builds = head.get("build", "asan").split()
+        builds = head.get("build", "asan").replace("both", "release asan").split()
         for build in builds:
-            if build not in ("asan", "release", "none"):
-                raise BuildFailed(f"{shown}: no build '{build}': asan, release or none")
+            if build not in ("asan", "release", "tsan", "none"):
+                raise BuildFailed(f"{shown}: no build '{build}': asan, release, tsan, both or none")
             for case in cases:
                 full = f"{group}/{name}" + (f":{case}" if case else "") + (f"@{build}" if len(builds) > 1 else "")
                 yield Job(full, [path] + ([case] if case else []), float(head.get("timeout", 120)), build,
@@ -268,14 +269,17 @@ class Runner:
                 quick = "--quick " if self.args.quick else ""
                 say(f"  to repeat: SEED={self.seed} tests/run {quick}{job.name}")
 
-    def execute(self, command, timeout, output, **kwargs):
-        """Runs a command in a process group of its own; returns status, timed_out. The group is gone afterwards."""
+    def execute(self, command, timeout, output, started=None, **kwargs):
+        """Runs a command in a process group of its own; returns status, timed_out. The group is gone afterwards.
+        `started` is called with the process."""
         with self.lock:
             if self.stopping:
                 return 1, False
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                                        start_new_session=True, **kwargs)
             self.running.add(process)
+        if started:
+            started(process)
         timed_out = False
         try:
             process.wait(timeout)
@@ -371,8 +375,24 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
     def run_in_bed(self, jobs):
-        """All of them in one boot of the bed. tests/bed/run-group runs the files of `plan` and appends to `results`."""
-        out = os.path.join(self.work, "bed")
+        """All of them in one boot of the bed. Where the bed itself ends or hangs, it is booted again for those that
+        have no result yet, twice at most; a test that never gets to its end has failed."""
+        for attempt in range(3):
+            jobs, log = self.boot_bed(jobs, attempt)
+            if not jobs or self.stopping:
+                return
+            if attempt < 2:
+                with self.lock:
+                    say(f"note  the test bed ended before {len(jobs)} tests did, and is booted again for them. Its output:")
+                    for line in log.splitlines()[-60:]:
+                        say(f"    {line}")
+        for job in jobs:
+            self.report(job, 125, 0, "the test bed ended before this test did, in each of three boots\n" + log)
+
+    def boot_bed(self, jobs, attempt):
+        """tests/bed/run-group runs the files of `plan` and appends to `results`. Returns the jobs without a result, and
+        what the bed said."""
+        out = os.path.join(self.work, f"bed-{attempt}")
         os.mkdir(out)
         keep = "--keep" if self.args.keep else "--no-keep"
         for number, job in enumerate(jobs):
@@ -388,20 +408,26 @@ class Runner:
         results = os.path.join(out, "results")
         open(results, "w", encoding="utf-8").close()
         total = sum(job.timeout for job in jobs) + 300
-        log = os.path.join(self.work, "bed.log")
+        # Each test is held to its time inside. If nothing at all has ended for longer than that, the bed hangs.
+        patience = max(job.timeout for job in jobs) + 180
+        log = out + ".log"
+        machine = {}
+        started = threading.Event()
         ended = threading.Event()
-        bed_status = []
 
-        def machine():
+        def run_machine():
             with open(log, "wb") as output:
-                status, timed_out = self.execute(
-                    [BED, "run", "--timeout", f"{total:.0f}", "--out", out, "--",
-                     os.path.join(TESTS, "bed", "run-group"), out, keep], total + 60, output)
-                bed_status.append(124 if timed_out else status)
+                self.execute([BED, "run", "--timeout", f"{total:.0f}", "--out", out, "--",
+                              os.path.join(TESTS, "bed", "run-group"), out, keep], total + 60, output,
+                             started=lambda process: (machine.update(process=process), started.set()))
+            started.set()
             ended.set()
 
-        threading.Thread(target=machine).start()
+        threading.Thread(target=run_machine).start()
+        started.wait()
         done = set()
+        progress = time.monotonic()
+        hung = ""
         while True:
             last = ended.wait(0.5)
             with open(results, encoding="utf-8") as file:
@@ -409,23 +435,23 @@ class Runner:
             for number, status, seconds, timed_out in ((int(n), int(s), float(t), o == "1") for n, s, t, o in lines):
                 if number not in done:
                     done.add(number)
+                    progress = time.monotonic()
                     with open(os.path.join(out, f"{number}.log"), encoding="utf-8", errors="replace") as file:
                         self.report(jobs[number], status, seconds, file.read(), timed_out)
             if last:
                 break
-        if self.stopping:
-            return
+            if not hung and time.monotonic() - progress > patience:
+                hung = f"\nno test ended for {patience:.0f} seconds: the bed hangs, and was ended"
+                kill_group(machine["process"], signal.SIGTERM)
         with open(log, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        for number, job in enumerate(jobs):
-            if number in done:
-                continue
-            output = text
+            text = file.read() + hung
+        left = [number for number in range(len(jobs)) if number not in done]
+        for number in left:
             own = os.path.join(out, f"{number}.log")
             if os.path.exists(own):
                 with open(own, encoding="utf-8", errors="replace") as file:
-                    output = file.read() + "\nThe bed ended here:\n" + text
-            self.report(job, bed_status[0] or 125, 0, f"the bed ended before this test did (status {bed_status[0]})\n" + output)
+                    text += f"\n{jobs[number].name} was running, and had said:\n{file.read()}"
+        return [jobs[number] for number in left], text
 
     def run_all(self, jobs):
         bed = [job for job in jobs if job.bed]
@@ -536,7 +562,7 @@ def build_all(args, jobs):
             continue
         if build == "fuzz":
             compile_targets(build, [os.path.relpath(path, build_dir(build)) for path in programs[build].values()])
-        elif build == "tsan":
+        elif build == "tsan" and all(job.group == "unit" for job in own):
             compile_targets(build, sorted({os.path.relpath(job.command[0], build_dir(build)) for job in own}))
         else:
             compile_targets(build)

@@ -283,6 +283,98 @@ static int co_overlap_test(void *arg)
 
 static void a_flush_covers_what_ended_before_it_began(void **state) { run_with_files(state, co_overlap_test, NULL); }
 
+/* A write that ends while a flush is under way is not covered by it. */
+static int co_during_flush_test(void *arg)
+{
+    char *file = xasprintf("file.driver=blkdebug,file.image.driver=file,file.image.filename=%s,"
+                           "file.inject-error.0.iotype=flush,file.inject-error.0.errno=0,"
+                           "file.inject-error.0.delay-ns=50000000,file.inject-error.0.once=on,"
+                           "file.inject-error.1.iotype=write,file.inject-error.1.sector=8,file.inject-error.1.errno=0,"
+                           "file.inject-error.1.delay-ns=5000000",
+                           disk);
+    struct blk_node *node = co_logged_on(file, 0, "");
+
+    assert_non_null(node);
+    struct slow_write w = { .node = node, .offset = 4096 };
+    co_start(slow_write_co, &w);
+    assert_int_equal(blk_co_flush(node), 0);
+    assert_true(w.done);
+    uint64_t after = logwrites_now(node);
+    assert_int_equal(blk_co_flush(node), 0);
+    uint64_t end = logwrites_now(node);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    free(file);
+
+    struct logwrites *log = read_log();
+    assert_int_equal(logwrites_count(log), 3);
+    const struct logwrites_entry *f = logwrites_entry(log, 0), *e = logwrites_entry(log, 1);
+    assert_int_equal(f->flags, LOGWRITES_FLUSH);
+    assert_true(f->began < e->ended && e->ended < f->ended);
+    assert_int_equal(logwrites_fate(e, after), LOGWRITES_MAYBE);
+    assert_int_equal(logwrites_fate(e, end), LOGWRITES_DURABLE);
+    logwrites_close(log);
+    return 0;
+}
+
+static void a_flush_does_not_cover_what_ends_meanwhile(void **state)
+{
+    run_with_files(state, co_during_flush_test, NULL);
+}
+
+/* ---- parts of one sector, by many ---- */
+
+#define PARTS 5u
+#define PART 100u
+
+struct part_writer {
+    struct blk_node *node;
+    unsigned index, *left;
+    struct co *main;
+};
+
+static coroutine_fn void part_writer_co(void *arg)
+{
+    struct part_writer *w = arg;
+    uint8_t buffer[PART], back[PART];
+
+    for (unsigned i = 1; i <= 40; i++) {
+        memset(buffer, (int)(w->index * 50 + i), PART);
+        assert_int_equal(blk_co_write(w->node, w->index * PART, buffer, PART, 0), 0);
+        co_relax();
+        assert_int_equal(blk_co_read(w->node, w->index * PART, back, PART), 0);
+        assert_memory_equal(buffer, back, PART);
+    }
+    if (--*w->left == 0)
+        co_wake(w->main);
+}
+
+static int co_parts_test(void *arg)
+{
+    struct blk_node *node = co_logged(0, "");
+    struct part_writer writers[PARTS];
+    unsigned left = PARTS;
+    uint8_t replayed[512] = { 0 }, content[512];
+
+    for (unsigned i = 0; i < PARTS; i++)
+        writers[i] = (struct part_writer){ node, i, &left, co_self() };
+    for (unsigned i = 0; i < PARTS; i++)
+        co_start(part_writer_co, &writers[i]);
+    co_yield();
+    assert_int_equal(blk_co_read(node, 0, content, 512), 0);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    struct logwrites *log = read_log();
+    assert_int_equal(logwrites_count(log), 40 * PARTS);
+    for (size_t i = 0; i < logwrites_count(log); i++) {
+        assert_entry(log, i, 0, 0, 512);
+        assert_int_equal(logwrites_read(log, i, 0, replayed, 512), 0);
+    }
+    assert_memory_equal(content, replayed, 512);
+    logwrites_close(log);
+    return 0;
+}
+
+static void writers_of_one_sector_lose_nothing(void **state) { run_with_files(state, co_parts_test, NULL); }
+
 /* ---- logs that go on, of others, and broken ones ---- */
 
 static int co_append_test(void *arg)
@@ -383,6 +475,8 @@ int main(void)
         LOOP_TEST(entries_are_what_happened),
         LOOP_TEST(the_whole_log_is_the_disk),
         LOOP_TEST(a_flush_covers_what_ended_before_it_began),
+        LOOP_TEST(a_flush_does_not_cover_what_ends_meanwhile),
+        LOOP_TEST(writers_of_one_sector_lose_nothing),
         LOOP_TEST(logs_go_on_or_begin_anew),
         LOOP_TEST(logs_of_qemu_are_read),
     };

@@ -283,9 +283,7 @@ static void test_keeps_the_rounding_mode(void **state)
     struct co *co = NULL;
     assert_int_equal(fegetround(), FE_TONEAREST);
     co_start(rounding_started, &co);
-#ifndef CO_UCONTEXT
     assert_int_equal(fegetround(), FE_TONEAREST);
-#endif
     co_wake(co);
     while (co)
         loop_step(test_loop(state), true);

@@ -726,6 +726,52 @@ static int co_fallback_test(void *arg)
     return 0;
 }
 
+/* Straight from a front end, more vectors than the kernel takes in one call. */
+static int co_front_vectors_test(void *arg)
+{
+    enum { COUNT = 2500 };
+    char *path = path_in(disk_folder, "front-vectors");
+    uint8_t *buffer = xmalloc(COUNT * 16);
+    struct iovec *iov = xcalloc(COUNT, sizeof(*iov));
+    struct single single = { .co = co_self() };
+
+    make_file(path, MIB);
+    struct blk_node *node = co_open(path, arg, BLK_O_RDWR, NULL);
+    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            NULL);
+    assert_non_null(front);
+    for (unsigned i = 0; i < COUNT; i++) {
+        iov[i] = (struct iovec){ buffer + 16 * i, 16 };
+        memset(buffer + 16 * i, (int)(i % 251), 16);
+    }
+    for (int i = 0; i < 2; i++) {
+        single.request = (struct blk_request){ .op = i ? BLK_OP_READ : BLK_OP_WRITE,
+                                               .length = COUNT * 16,
+                                               .iov = iov,
+                                               .iov_count = COUNT,
+                                               .done = single_done };
+        blk_submit(front, &single.request);
+        co_yield();
+        assert_int_equal(single.result, 0);
+        for (unsigned n = 0; n < COUNT; n++)
+            assert_true(buffer[16 * n] == n % 251 && buffer[16 * n + 15] == n % 251);
+        memset(buffer, 0xff, COUNT * 16);
+    }
+    assert_int_equal(blk_co_front_free(front), 0);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    unlink(path);
+    free(path);
+    free(iov);
+    free(buffer);
+    return 0;
+}
+
+static void front_ends_may_use_any_number_of_vectors(void **state)
+{
+    run(state, co_front_vectors_test, "io_uring");
+    run(state, co_front_vectors_test, "threads");
+}
+
 static void unsupported_requests_fall_back(void **state) { run(state, co_fallback_test, NULL); }
 
 int main(void)
@@ -744,6 +790,7 @@ int main(void)
         LOOP_TEST(a_full_file_system_is_enospc),
         LOOP_TEST(plain_requests_need_no_coroutine),
         LOOP_TEST(unsupported_requests_fall_back),
+        LOOP_TEST(front_ends_may_use_any_number_of_vectors),
     };
 
     if (image_tests_begin() < 0)

@@ -171,6 +171,17 @@ static int co_read_only_device(void *arg)
     assert_false(blk_node_writable(node));
     assert_int_equal(blk_co_write(node, 0, "x", 1, 0), -EPERM);
     assert_int_equal(blk_co_node_unref(node), 0);
+
+    /* And so does what lies above it. */
+    struct error *error = NULL;
+    assert_null(blk_co_open(arg, NULL, BLK_O_RDWR, &error));
+    assert_error(&error, "The device is not writable: Permission denied");
+    node = blk_co_open(arg, NULL, BLK_O_RDWR | BLK_O_AUTO_RDONLY, NULL);
+    assert_non_null(node);
+    assert_string_equal(node->driver->name, "raw");
+    assert_false(blk_node_writable(node));
+    assert_int_equal(blk_co_write(node, 0, "x", 1, 0), -EPERM);
+    assert_int_equal(blk_co_node_unref(node), 0);
     free(line);
     return 0;
 }
@@ -185,6 +196,28 @@ static void a_read_only_device_falls_back_where_allowed(void **state)
 }
 
 /* ---- file systems ---- */
+
+/* The last block of a file is read where the file ends within it. */
+static coroutine_fn void co_odd_end(const char *path, unsigned flags, const char *aio)
+{
+    char *line = xasprintf("driver=file,filename=%s,aio=%s", path, aio);
+    uint8_t *buffer = aligned_alloc(4096, 8192);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    assert_non_null(buffer);
+    memset(buffer, 7, 5000);
+    assert_int_equal(write(fd, buffer, 5000), 5000);
+    close(fd);
+    struct blk_node *node = co_open_line(line, flags, NULL);
+    assert_non_null(node);
+    memset(buffer, 0xff, 8192);
+    assert_int_equal(blk_co_read(node, 0, buffer, 8192), 0);
+    for (unsigned i = 0; i < 8192; i++)
+        assert_int_equal(buffer[i], i < 5000 ? 7 : 0);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    free(buffer);
+    free(line);
+}
 
 static int co_file_system_model(void *arg)
 {
@@ -201,6 +234,7 @@ static int co_file_system_model(void *arg)
             assert_true(node->limits.request_alignment >= 512 && node->limits.request_alignment <= 4096);
         co_model_steps(&m, node, 60);
         assert_int_equal(blk_co_node_unref(node), 0);
+        co_odd_end(path, caches[i / 2], i % 2 ? "threads" : "io_uring");
         model_finish(&m);
         free(line);
     }

@@ -160,6 +160,30 @@ static int co_change_test(void *arg)
 
 static void locks_follow_the_users(void **state) { run_co(state, co_change_test, NULL); }
 
+/* What was refused on a node that stays open is not left locked: a third, who minds writers, still comes in. */
+static int co_refused_test(void *arg)
+{
+    char *path = path_in(disk_folder, "refused"), *line = xasprintf("driver=file,filename=%s", path);
+    const struct use *writer = &uses[2], *reader = &uses[3];
+    struct holder first, third;
+
+    make_file(path, MIB);
+    assert_int_equal(co_hold(path, reader, &first, NULL), 0);
+    struct blk_node *node = co_open_line(line, BLK_O_RDWR, NULL);
+    assert_non_null(node);
+    assert_null(blk_front_new("writer", node, writer->perm, writer->shared, NULL));
+    assert_int_equal(co_hold(path, reader, &third, NULL), 0);
+    co_release(&third);
+    co_release(&first);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    unlink(path);
+    free(path);
+    free(line);
+    return 0;
+}
+
+static void a_refusal_leaves_nothing_locked(void **state) { run_co(state, co_refused_test, NULL); }
+
 static int co_options_test(void *arg)
 {
     char *path = path_in(disk_folder, "unlocked");
@@ -314,9 +338,8 @@ static void qemu_and_we_keep_each_other_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        LOOP_TEST(our_nodes_keep_each_other_out),
-        LOOP_TEST(locks_follow_the_users),
-        LOOP_TEST(locking_off_and_creation),
+        LOOP_TEST(our_nodes_keep_each_other_out),   LOOP_TEST(locks_follow_the_users),
+        LOOP_TEST(a_refusal_leaves_nothing_locked), LOOP_TEST(locking_off_and_creation),
         LOOP_TEST(qemu_and_we_keep_each_other_out),
     };
 

@@ -186,7 +186,8 @@ static void reads_types_and_defaults(void **state)
     opts_free(opts);
 }
 
-#define SIZE_WORDS(name) "Parameter '" name "' expects a non-negative number below 2^64\n" \
+#define SIZE_WORDS(name) \
+    "Parameter '" name "' expects a non-negative number below 2^64\n" \
     "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
 
 static void refuses_bad_values(void **state)
@@ -209,7 +210,8 @@ static void refuses_bad_values(void **state)
         { "refcount_bits=", "Parameter 'refcount_bits' expects a number" },
         { "refcount_bits=1k", "Parameter 'refcount_bits' expects a number" },
         { "refcount_bits=-1", "Parameter 'refcount_bits' expects a non-negative number" },
-        { "refcount_bits=99999999999999999999", "Value '99999999999999999999' is too large for parameter 'refcount_bits'" },
+        { "refcount_bits=99999999999999999999",
+          "Value '99999999999999999999' is too large for parameter 'refcount_bits'" },
         { "preallocation=bad", "Parameter 'preallocation' does not accept value 'bad'" },
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -355,8 +357,8 @@ static void goes_back_to_json(void **state)
     json_t *json = opts_to_json(opts); /* odd keys: nothing is lost */
     struct opts *again = opts_new();
     assert_int_equal(opts_from_json(again, json, NULL), 0);
-    for (const char *const *key = (const char *const[]){ "a", "a.b", "c.d", "c", "e.", ".f", "g.1", "h..i", NULL }; *key;
-         key++)
+    for (const char *const *key = (const char *const[]){ "a", "a.b", "c.d", "c", "e.", ".f", "g.1", "h..i", NULL };
+         *key; key++)
         assert_true(opts_has(again, *key));
     assert_int_equal(opts_count(again), 8);
     json_decref(json);
@@ -372,14 +374,13 @@ static void prints_help(void **state)
     assert_non_null(out);
     opts_print_help(TABLE, out);
     fclose(out);
-    assert_string_equal(text,
-                        "  backing_file=<str>     - File name of a base image\n"
-                        "  cluster_size=<size>    - qcow2 cluster size (default: 64k)\n"
-                        "  lazy_refcounts=<bool (on/off)> - Postpone refcount updates (default: off)\n"
-                        "  memory=<size>          - Guest memory\n"
-                        "  preallocation=<str>    - Preallocation mode (default: off)\n"
-                        "  refcount_bits=<num>    - Width of a reference count entry in bits (default: 16)\n"
-                        "  size=<size>            - Virtual disk size\n");
+    assert_string_equal(text, "  backing_file=<str>     - File name of a base image\n"
+                              "  cluster_size=<size>    - qcow2 cluster size (default: 64k)\n"
+                              "  lazy_refcounts=<bool (on/off)> - Postpone refcount updates (default: off)\n"
+                              "  memory=<size>          - Guest memory\n"
+                              "  preallocation=<str>    - Preallocation mode (default: off)\n"
+                              "  refcount_bits=<num>    - Width of a reference count entry in bits (default: 16)\n"
+                              "  size=<size>            - Virtual disk size\n");
     free(text);
     assert_ptr_equal(opts_find(TABLE, "memory"), &TABLE[2]);
     assert_null(opts_find(TABLE, "mem"));
