@@ -3,9 +3,9 @@
  * Stacks of coroutines: mapped with a guard page below, kept in the loop's own pool, beyond that in one shared pool,
  * beyond that given back to the kernel. An overflow hits the guard page and ends the process, never another stack.
  *
- * Valgrind is told of each stack for as long as it is mapped (it serves only loops without a ring, VMM_NO_URING=1, where
- * there are threads: 3.19 keeps them all stopped while one is in io_uring_enter). ASan's poison of a past run is wiped
- * before the next.
+ * Valgrind is told of each stack for as long as it is mapped (it serves only loops without a ring, VMM_NO_URING=1,
+ * where there are threads: 3.19 keeps them all stopped while one is in io_uring_enter). ASan's poison of a past run is
+ * wiped before the next.
  */
 #include "coroutine_internal.h"
 
@@ -42,7 +42,8 @@ static struct co *stack_map(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t map_size = page + STACK_SIZE;
-    char *map = mmap(NULL, map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK;
+    char *map = mmap(NULL, map_size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED || mprotect(map, page, PROT_NONE) < 0) {
         /* As for any memory of the program itself (xmalloc()). */
         fprintf(stderr, "cannot map a coroutine's stack: %s\n", strerror(errno));

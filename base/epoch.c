@@ -5,9 +5,9 @@
  * epoch where the older counter is empty. A loop with nothing in flight publishes EPOCH_QUIESCENT and need not run.
  *
  * Why a thing that is reused after epoch_passed(e) is out of everybody's sight:
- * (1) A request that counts as entered in epoch v > e: its loop read the global epoch as v by an acquire load before the
- *     request entered. The read-modify-write of epoch_retire(), which made e + 1 of e, comes after the thing was made
- *     unreachable and releases; so the request sees it unreachable.
+ * (1) A request that counts as entered in epoch v > e: its loop read the global epoch as v by an acquire load before
+ *     the request entered. The read-modify-write of epoch_retire(), which made e + 1 of e, comes after the thing was
+ *     made unreachable and releases; so the request sees it unreachable.
  * (2) A request that counts as entered in v <= e, in a loop that had published some epoch <= v when it entered, and
  *     since then nothing later than v: `oldest` <= v <= e, so epoch_passed(e) is false until the request has left and
  *     the loop has published again. That store releases and epoch_passed()'s load acquires: the request's last look

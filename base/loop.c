@@ -2,9 +2,9 @@
 /*
  * The loop's life and its iteration: submit and wait (loop_ring.c or loop_poll.c), completions, posts, timers, tasks.
  *
- * Invariant: the loop sleeps only where nothing that it could run is queued. Posts keep it by one word: `posts` is NULL,
- * a stack of posts, or POSTS_ASLEEP. The loop goes to sleep by compare-and-swap NULL -> POSTS_ASLEEP, which fails where
- * there is a post; whoever replaces POSTS_ASLEEP by a post owes the loop exactly one write to its eventfd. The loop
+ * Invariant: the loop sleeps only where nothing that it could run is queued. Posts keep it by one word: `posts` is
+ * NULL, a stack of posts, or POSTS_ASLEEP. The loop goes to sleep by compare-and-swap NULL -> POSTS_ASLEEP, which fails
+ * where there is a post; whoever replaces POSTS_ASLEEP by a post owes the loop one write to its eventfd. The loop
  * counts what is owed and what came, and is not freed before both are equal: a poster never writes to a closed fd.
  *
  * fork() without exec is not supported once a loop exists: rings and threads are not inherited in a usable state.

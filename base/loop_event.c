@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Eventfds that others signal. With a ring: one IORING_OP_READ of the counter waits in the kernel; its completion is the
- * signal, and the next read goes out with the next iteration's enter: no system call of its own. An eventfd that is
+ * Eventfds that others signal. With a ring: one IORING_OP_READ of the counter waits in the kernel; its completion is
+ * the signal, and the next read goes out with the next iteration's enter: no system call of its own. An eventfd that is
  * O_NONBLOCK answers such a read with EAGAIN at once; it, and a loop without ring, gets readiness and read(2) instead.
  *
  * Invariant: no signal is lost. A count that a read took while the event was being removed goes back into the eventfd.
@@ -22,7 +22,8 @@ enum {
 static void arm(struct loop_event *event)
 {
     event->state |= EVENT_ARMED;
-    io_uring_prep_read(loop_ring_sqe_internal(event->loop, &event->io), event->fd, &event->count, sizeof(event->count), 0);
+    struct io_uring_sqe *sqe = loop_ring_sqe_internal(event->loop, &event->io);
+    io_uring_prep_read(sqe, event->fd, &event->count, sizeof(event->count), 0);
 }
 
 static void fd_ready(struct loop_fd *lfd, short revents)

@@ -109,7 +109,8 @@ static int enter(struct loop *loop, unsigned to_submit, uint64_t deadline)
     if (min_complete && deadline != LOOP_FOREVER) {
         uint64_t now = loop_now_ns();
         uint64_t left = deadline > now ? deadline - now : 0;
-        ts = (struct __kernel_timespec){ .tv_sec = (int64_t)(left / 1000000000), .tv_nsec = (int64_t)(left % 1000000000) };
+        ts.tv_sec = (int64_t)(left / 1000000000);
+        ts.tv_nsec = (int64_t)(left % 1000000000);
         flags |= IORING_ENTER_EXT_ARG;
         argp = &arg;
         arg_size = sizeof(arg);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Locks of coroutines. Each is a spin-locked guard around a few fields and a queue of waiters, which lie on the waiting
- * coroutines' stacks. Whoever releases hands over: it takes the first waiter off the queue, makes it the holder, lets go
- * of the guard, and wakes it. So nobody overtakes, and a woken coroutine has the lock without looking again.
+ * coroutines' stacks. Whoever releases hands over: it takes the first waiter off the queue, makes it the holder, lets
+ * go of the guard, and wakes it. So nobody overtakes, and a woken coroutine has the lock without looking again.
  *
  * Invariant: a waiter is off every queue before it is woken, and the guard is not touched after that wake: the woken
  * one may end, or free the lock.

@@ -122,6 +122,17 @@ coroutine_fn int blk_co_node_unref(struct blk_node *node)
     return ret;
 }
 
+struct blk_node *blk_node_child(const struct blk_node *node, const char *role)
+{
+    const struct blk_child *child;
+
+    list_for_each(child, &node->children, in_parent) {
+        if (strcmp(child->role, role) == 0)
+            return child->node;
+    }
+    return NULL;
+}
+
 void blk_node_each(void (*fn)(struct blk_node *node, void *arg), void *arg)
 {
     struct blk_node *node, *next;

@@ -18,6 +18,7 @@
 #include <base/coroutine.h>
 #include <base/log.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 /* More pieces or more scattered ones than this go the slow way. */
@@ -35,13 +36,31 @@ struct part {
 };
 
 static _Thread_local struct part *free_parts;
+static pthread_key_t parts_key; /* only for what it does when a thread ends */
+
+static void free_parts_of_thread(void *unused)
+{
+    (void)unused;
+    while (free_parts) {
+        struct part *part = free_parts;
+        free_parts = part->next;
+        free(part);
+    }
+}
+
+__attribute__((constructor)) static void make_parts_key(void)
+{
+    pthread_key_create(&parts_key, free_parts_of_thread);
+}
 
 static struct part *part_get(void)
 {
     struct part *part = free_parts;
 
-    if (unlikely(!part))
+    if (unlikely(!part)) {
+        pthread_setspecific(parts_key, &free_parts);
         return xcalloc(1, sizeof(*part));
+    }
     free_parts = part->next;
     return part;
 }

@@ -2,9 +2,9 @@
 /*
  * Allocating host clusters: first fit from a cursor below which nothing is free.
  *
- * A cluster is free when its refcount in memory is zero; free.c lowers a refcount only when nothing on disk or in flight refers
- * to the cluster any more, so nothing else has to be asked here. Every cluster handed out is checked against the
- * image's metadata: refcounts that call metadata free are a corruption, not an opportunity.
+ * A cluster is free when its refcount in memory is zero; free.c lowers a refcount only when nothing on disk or in
+ * flight refers to the cluster any more, so nothing else has to be asked here. Every cluster handed out is checked
+ * against the image's metadata: refcounts that call metadata free are a corruption, not an opportunity.
  */
 #include "qcow2.h"
 
@@ -88,7 +88,8 @@ static coroutine_fn int co_take(struct qcow2 *s, uint64_t cluster, uint64_t coun
         return -EIO;
     for (uint64_t i = 0; i < count; i++)
         qcow2_refcount_set(block->data, order, first + i, 1);
-    qcow2_refblock_dirty(s, block, (uint32_t)((first << order) >> 3), (uint32_t)(((first + count - 1) << order) >> 3) + 1);
+    qcow2_refblock_dirty(s, block, (uint32_t)((first << order) >> 3),
+                         (uint32_t)(((first + count - 1) << order) >> 3) + 1);
     s->fresh_from = MAX(s->fresh_from, cluster + count);
     return 0;
 }

@@ -3,7 +3,8 @@
  * Check: counts every reference to every cluster and compares with the refcounts, in QEMU's words.
  *
  * Everything is read from the file itself, through no cache, and nothing that is read is trusted: what lies outside
- * the file is an error and is not followed. Counts are one word a cluster of the file, so memory is bounded by the file's size.
+ * the file is an error and is not followed. Counts are one word a cluster of the file, so memory is bounded by the
+ * file's size.
  */
 #include "check.h"
 
@@ -37,9 +38,11 @@ static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length)
     if (!checked_add(offset, length, &end) || end > INT64_MAX ||
         (end > file_size && align_up(end, s->cluster_size) - file_size >= s->cluster_size)) {
         c->check->corruptions++;
-        qcow2_check_say(c, true,
-                        "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%" PRIx64
-                        " size 0x%" PRIx64, offset, length);
+        qcow2_check_say(
+            c, true,
+            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%" PRIx64
+            " size 0x%" PRIx64,
+            offset, length);
         return;
     }
     uint64_t last = (end - 1) >> s->cluster_bits;
@@ -84,8 +87,9 @@ static bool mend_zero(const struct qcow2_checker *c, uint64_t entry, uint64_t *s
 {
     bool mend = (c->fix & BLK_FIX_ERRORS) && slot && qcow2_kind(entry) == QCOW2_ZERO_ALLOCATED;
 
-    qcow2_check_say(c, !mend, "%s offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.", mend ? "Repairing" : "ERROR",
-                    entry & QCOW2_OFFSET_MASK, entry & QCOW2_ZERO ? "Preallocated cluster" : "Data cluster");
+    qcow2_check_say(c, !mend, "%s offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.",
+                    mend ? "Repairing" : "ERROR", entry & QCOW2_OFFSET_MASK,
+                    entry & QCOW2_ZERO ? "Preallocated cluster" : "Data cluster");
     c->check->corruptions += !mend;
     c->check->corruptions_fixed += mend;
     if (mend)
@@ -138,7 +142,8 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
 }
 
 /* A whole tree: the L1 table (big-endian, in memory), its L2 tables, their clusters. */
-static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1, uint64_t l1_offset, uint32_t l1_size, bool active)
+static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1, uint64_t l1_offset, uint32_t l1_size,
+                                    bool active)
 {
     uint64_t *buffer = malloc(c->s->cluster_size);
     int ret = buffer ? 0 : -ENOMEM;
@@ -154,7 +159,8 @@ static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1,
         }
         count(c, table, c->s->cluster_size);
         if (qcow2_in_cluster(c->s, table)) {
-            qcow2_check_say(c, true, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 entry corrupted", table);
+            qcow2_check_say(c, true, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 entry corrupted",
+                            table);
             c->check->corruptions++;
         }
         /* Past the end there are only zeroes, which refer to nothing. */
@@ -170,13 +176,18 @@ static coroutine_fn int co_count_snapshot(struct qcow2_checker *c, const struct 
     uint64_t bytes = (uint64_t)sn->l1_size * 8;
 
     if (qcow2_in_cluster(c->s, sn->l1_offset)) {
-        qcow2_check_say(c, true, "ERROR snapshot %s (%s) l1_offset=%#" PRIx64 ": L1 table is not cluster aligned; snapshot table entry "
-                                 "corrupted", sn->id, sn->name, sn->l1_offset);
+        qcow2_check_say(c, true,
+                        "ERROR snapshot %s (%s) l1_offset=%#" PRIx64
+                        ": L1 table is not cluster aligned; snapshot table entry "
+                        "corrupted",
+                        sn->id, sn->name, sn->l1_offset);
         c->check->corruptions++;
         return 0;
     }
     if (bytes > QCOW2_MAX_L1_BYTES || !qcow2_snapshot_l1_valid(c->s, sn)) {
-        qcow2_check_say(c, true, "ERROR snapshot %s (%s) l1_size=%#" PRIx32 ": L1 table is too large; snapshot table entry corrupted",
+        qcow2_check_say(c, true,
+                        "ERROR snapshot %s (%s) l1_size=%#" PRIx32
+                        ": L1 table is too large; snapshot table entry corrupted",
                         sn->id, sn->name, sn->l1_size);
         c->check->corruptions++;
         return 0;
@@ -191,7 +202,8 @@ static coroutine_fn int co_count_snapshot(struct qcow2_checker *c, const struct 
     return ret;
 }
 
-/* A bitmap directory entry: table offset (8), table entries (4), flags (4), type, granularity (2), name length (2), extra length (4). */
+/* A bitmap directory entry: table offset (8), table entries (4), flags (4), type, granularity (2), name length (2),
+ * extra length (4). */
 #define BITMAP_ENTRY 24u
 #define MAX_BITMAP_DIRECTORY (64u << 20)
 #define MAX_BITMAP_TABLE (64u << 20)
@@ -257,7 +269,8 @@ static void count_refblock(struct qcow2_checker *c, uint64_t index)
     if (offset == 0)
         return;
     if (qcow2_in_cluster(c->s, offset)) {
-        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " is not cluster aligned; refcount table entry corrupted", index);
+        qcow2_check_say(
+            c, true, "ERROR refcount block %" PRIu64 " is not cluster aligned; refcount table entry corrupted", index);
         c->check->corruptions++;
         c->rebuild = true;
         forget_refblock(c, index);
@@ -321,7 +334,10 @@ static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster
     if (refcount == 0)
         c->rebuild = true;
     qcow2_check_say(c, !leak, "%s cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64,
-                    mend ? "Repairing" : leak ? "Leaked" : "ERROR", cluster, refcount, found);
+                    mend   ? "Repairing"
+                    : leak ? "Leaked"
+                           : "ERROR",
+                    cluster, refcount, found);
     if (mend && qcow2_co_refcount_change(c->s, cluster, found) == 0) {
         c->check->leaks_fixed += leak;
         c->check->corruptions_fixed += !leak;
@@ -394,7 +410,8 @@ static coroutine_fn void co_check_l1_entry(struct qcow2_checker *c, uint32_t ind
 
     if (refcount == UINT64_MAX || (refcount == 1) == ((entry & QCOW2_COPIED) != 0))
         return;
-    qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED L2 cluster: l1_index=%" PRIu32 " l1_entry=%" PRIx64 " refcount=%" PRIu64,
+    qcow2_check_say(c, !(fix & BLK_FIX_ERRORS),
+                    "%s OFLAG_COPIED L2 cluster: l1_index=%" PRIu32 " l1_entry=%" PRIx64 " refcount=%" PRIu64,
                     fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", index, entry, refcount);
     if (!(fix & BLK_FIX_ERRORS)) {
         c->check->corruptions++;

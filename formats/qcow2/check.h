@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Private to the files of check: what one pass over an image counts. check.c walks all that refers to clusters and compares
- * with the refcounts; check_repair.c mends.
+ * Private to the files of check: what one pass over an image counts. check.c walks all that refers to clusters and
+ * compares with the refcounts; check_repair.c mends.
  */
 #pragma once
 
@@ -11,12 +11,13 @@ struct qcow2_checker {
     struct qcow2 *s;
     struct blk_check *check;
     unsigned fix;
-    uint32_t *counts; /* references found, by cluster */
+    uint32_t *counts;  /* references found, by cluster */
     uint64_t clusters; /* of the file: entries of counts */
-    bool rebuild;     /* the refcount structures themselves are damaged */
+    bool rebuild;      /* the refcount structures themselves are damaged */
 };
 
-__attribute__((format(printf, 3, 4))) void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt, ...);
+__attribute__((format(printf, 3, 4))) void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt,
+                                                           ...);
 
 /* Counts all references of the image. 0 or -errno: the image could not be read, or memory. */
 coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c);

@@ -2,9 +2,10 @@
 /*
  * Check as a whole, and repair.
  *
- * Single wrong refcounts are set right where they are. Where a block of refcounts is missing or damaged, or calls a cluster free
- * that is in use, nothing may be allocated by it: table and blocks are then built anew behind the end of the file, and named in the
- * header last. COPIED flags follow the refcounts once those are durable; the dirty and corrupt bits go when nothing is wrong any more.
+ * Single wrong refcounts are set right where they are. Where a block of refcounts is missing or damaged, or calls a
+ * cluster free that is in use, nothing may be allocated by it: table and blocks are then built anew behind the end of
+ * the file, and named in the header last. COPIED flags follow the refcounts once those are durable; the dirty and
+ * corrupt bits go when nothing is wrong any more.
  */
 #include "check.h"
 
@@ -42,7 +43,8 @@ static int build(struct qcow2_checker *c, struct rebuild *r)
         uint64_t value = i < c->clusters ? c->counts[i] : 1;
         if (value > max)
             return -ERANGE;
-        qcow2_refcount_set(r->memory + (i >> s->refblock_bits) * s->cluster_size, s->header.refcount_order, i & (per_block - 1), value);
+        qcow2_refcount_set(r->memory + (i >> s->refblock_bits) * s->cluster_size, s->header.refcount_order,
+                           i & (per_block - 1), value);
     }
     for (uint64_t i = 0; i < r->blocks; i++)
         store_be64(r->memory + r->blocks * s->cluster_size + i * 8, (r->first + i) << s->cluster_bits);
@@ -78,7 +80,8 @@ coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
 
     qcow2_check_say(c, false, "Rebuilding refcount structure");
     if (ret == 0)
-        ret = blk_co_write(s->node->file, r.first << s->cluster_bits, r.memory, (r.blocks + r.table_clusters) << s->cluster_bits, 0);
+        ret = blk_co_write(s->node->file, r.first << s->cluster_bits, r.memory,
+                           (r.blocks + r.table_clusters) << s->cluster_bits, 0);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);
     if (ret == 0) {
@@ -166,7 +169,7 @@ static coroutine_fn int co_check_all(struct qcow2_checker *c)
         ret = co_fix_refcounts(c, other);
     if (ret == 0 && c->fix)
         ret = qcow2_co_settle(s);
-    /* The flags follow from the refcounts: where these are all right now, mending them is no more than mending leaks. */
+    /* The flags follow from the refcounts: where these are right now, mending them is no more than mending leaks. */
     unsigned fix = c->fix;
     if (fix && !c->check->corruptions && !c->check->leaks && !c->check->check_errors)
         fix |= BLK_FIX_ERRORS;

@@ -4,13 +4,14 @@
  *
  * A commit copies what is dirty under the lock, then writes without it:
  *   phase 0  new refcount blocks (and a moved refcount table), flush, then the header that names a moved table;
- *   phase 1  refcounts that went up, table entries of new blocks; flush: now these and all guest data that was written before
- *            the copy are durable;
+ *   phase 1  refcounts that went up, table entries of new blocks; flush: now these and all guest data that was written
+ *            before the copy are durable;
  *   phase 2  L2 slices and L1 entries of the copy; flush.
  * Only then are clusters whose entries went away passed on (free.c). A copy holds no entry whose data write had not
- * completed, so whatever an entry on disk refers to is durable; and no freed cluster is reused before the entry is gone.
- * One commit runs at a time. A flush needs one that starts after it came; all that come during a commit share the next one. What a
- * failed commit could not write is dirty again, and none of its flushes is acknowledged.
+ * completed: what an entry on disk refers to is durable, and no freed cluster is reused before its entry is gone.
+ *
+ * One commit runs at a time. A flush needs one that starts after it came; all that come during a commit share the next.
+ * What a failed commit could not write is dirty again, and none of its flushes is acknowledged.
  */
 #include "qcow2.h"
 
@@ -47,7 +48,8 @@ static bool anything_to_do(const struct qcow2 *s)
 /* ---- copying ---- */
 
 /* Sectors of a table: bit 0 dirty, bit 1 in the running commit. */
-static int capture_sectors(struct qcow2_writeback *wb, uint8_t *flags, const void *memory, uint64_t bytes, uint64_t offset)
+static int capture_sectors(struct qcow2_writeback *wb, uint8_t *flags, const void *memory, uint64_t bytes,
+                           uint64_t offset)
 {
     for (uint64_t i = 0; i * BLK_SECTOR_SIZE < bytes; i++) {
         if (!(flags[i] & 1))
@@ -86,8 +88,8 @@ static int capture_refcounts(struct qcow2 *s, struct commit *c)
         if (block->fresh)
             ret = qcow2_writeback_add(&c->fresh, block->host_offset, block->data, (uint32_t)s->cluster_size);
         else
-            ret = qcow2_writeback_add(&c->refcounts, block->host_offset + block->dirty_start, block->data + block->dirty_start,
-                                      block->dirty_end - block->dirty_start);
+            ret = qcow2_writeback_add(&c->refcounts, block->host_offset + block->dirty_start,
+                                      block->data + block->dirty_start, block->dirty_end - block->dirty_start);
         if (ret < 0)
             return ret;
         block->dirty = false;
@@ -95,7 +97,8 @@ static int capture_refcounts(struct qcow2 *s, struct commit *c)
         s->refblock_dirty_count--;
     }
     if (!s->reftable_moved)
-        return capture_sectors(&c->refcounts, s->reftable_dirty, s->reftable, s->reftable_entries * 8, s->reftable_offset);
+        return capture_sectors(&c->refcounts, s->reftable_dirty, s->reftable, s->reftable_entries * 8,
+                               s->reftable_offset);
     c->moved = true;
     c->table_offset = s->reftable_offset;
     c->table_entries = s->reftable_entries;
@@ -111,7 +114,8 @@ static int capture_entries(struct qcow2 *s, struct commit *c)
         return -ENOMEM;
     while (!list_empty(&s->dirty_slices)) {
         struct qcow2_slice *slice = list_first(&s->dirty_slices, struct qcow2_slice, dirty_link);
-        int ret = qcow2_writeback_add(&c->entries, slice->host_offset, (const void *)slice->entries, 8u << s->slice_bits);
+        int ret = qcow2_writeback_add(&c->entries, slice->host_offset, (const void *)slice->entries,
+                                      8u << s->slice_bits);
         if (ret < 0)
             return ret;
         list_remove(&slice->dirty_link);
@@ -124,7 +128,8 @@ static int capture_entries(struct qcow2 *s, struct commit *c)
         return 0;
     s->l1_dirty_count = 0;
     c->l1 = true;
-    return capture_sectors(&c->entries, s->l1_dirty, (const void *)s->l1, (uint64_t)s->l1_size * 8, s->header.l1_offset);
+    return capture_sectors(&c->entries, s->l1_dirty, (const void *)s->l1, (uint64_t)s->l1_size * 8,
+                           s->header.l1_offset);
 }
 
 static int capture(struct qcow2 *s, struct commit *c)
@@ -241,7 +246,8 @@ static void settle_freed(struct qcow2 *s, struct commit *c, bool ok)
         return;
     }
     for (size_t i = 0; i < limbo->freed.count; i++)
-        qcow2_freed_add(&s->freed, limbo->freed.extents[i].cluster, limbo->freed.extents[i].count, limbo->freed.extents[i].discard);
+        qcow2_freed_add(&s->freed, limbo->freed.extents[i].cluster, limbo->freed.extents[i].count,
+                        limbo->freed.extents[i].discard);
     free(limbo->freed.extents);
     free(limbo);
 }
@@ -273,7 +279,8 @@ static coroutine_fn void co_run_commit(struct qcow2 *s)
     else
         s->commit_error = ret;
     s->commit_running = false;
-    atomic_store_explicit(&s->need_commit, s->dirty_count || s->l1_dirty_count || s->reftable_moved, memory_order_release);
+    atomic_store_explicit(&s->need_commit, s->dirty_count || s->l1_dirty_count || s->reftable_moved,
+                          memory_order_release);
     co_cond_broadcast(&s->commit_done);
     qcow2_co_reap(s, false);
     if (!list_empty(&s->limbo))

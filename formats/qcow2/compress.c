@@ -2,8 +2,8 @@
 /*
  * Compressed clusters: where they lie, decoding them in the worker pool, and the few decoded last.
  *
- * A decoded cluster belongs to one entry of one guest cluster; requests that need it while it is being decoded wait for it
- * instead of doing the work again, and small sequential reads find it. When the entry changes it is forgotten.
+ * A decoded cluster belongs to one entry of one guest cluster; requests that need it while it is being decoded wait
+ * for it instead of doing the work again, and small sequential reads find it. When the entry changes it is forgotten.
  */
 #include "qcow2.h"
 
@@ -26,7 +26,10 @@ void qcow2_compressed_place(unsigned cluster_bits, uint64_t entry, uint64_t *off
 static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
     z_stream stream = {
-        .next_in = (Bytef *)(uintptr_t)in, .avail_in = (uInt)in_length, .next_out = out, .avail_out = (uInt)out_length,
+        .next_in = (Bytef *)(uintptr_t)in,
+        .avail_in = (uInt)in_length,
+        .next_out = out,
+        .avail_out = (uInt)out_length,
     };
 
     if (inflateInit2(&stream, -12) != Z_OK)
@@ -58,7 +61,8 @@ static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, siz
 
 int qcow2_decompress(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
-    return how == QCOW2_ZSTD ? unzstd_cluster(in, in_length, out, out_length) : inflate_cluster(in, in_length, out, out_length);
+    return how == QCOW2_ZSTD ? unzstd_cluster(in, in_length, out, out_length)
+                             : inflate_cluster(in, in_length, out, out_length);
 }
 
 struct decode_job {
@@ -162,7 +166,8 @@ static struct qcow2_decoded *new_decoded(struct qcow2 *s, uint64_t guest_cluster
 }
 
 /* With a reference of the caller's. */
-static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, uint64_t entry, struct qcow2_decoded **out)
+static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, uint64_t entry,
+                                       struct qcow2_decoded **out)
 {
     struct qcow2_decoded *d = find_decoded(s, guest_cluster, entry);
 
@@ -190,8 +195,8 @@ static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, 
     return 0;
 }
 
-coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                          int iov_count)
+coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length,
+                                          const struct iovec *iov, int iov_count)
 {
     struct qcow2_decoded *d;
 

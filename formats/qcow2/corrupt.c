@@ -2,9 +2,10 @@
 /*
  * What must never be overwritten: the image's own metadata.
  *
- * Active L2 tables and refcount blocks are kept as sets of host clusters, the few contiguous tables as ranges. Every write
- * to newly allocated or slowly mapped clusters is checked against them; the hot path's entries are checked when their slice is
- * loaded. A hit means that the image's metadata contradicts itself: the corrupt bit is set, durably, and no write follows.
+ * Active L2 tables and refcount blocks are kept as sets of host clusters, the few contiguous tables as ranges. Every
+ * write to newly allocated or slowly mapped clusters is checked against them; the hot path's entries are checked when
+ * their slice is loaded. A hit means that the image's metadata contradicts itself: the corrupt bit is set, durably,
+ * and no write follows.
  */
 #include "qcow2.h"
 
@@ -123,7 +124,8 @@ unsigned qcow2_overlap(const struct qcow2 *s, uint64_t offset, uint64_t length, 
         return QCOW2_REGION_REFTABLE;
     if ((check & QCOW2_REGION_REFBLOCK) && in_set(s, &s->refblock_set, offset, length))
         return QCOW2_REGION_REFBLOCK;
-    if ((check & QCOW2_REGION_SNAPSHOTS) && ranges_overlap(offset, length, s->header.snapshots_offset, s->snapshots_length))
+    if ((check & QCOW2_REGION_SNAPSHOTS) &&
+        ranges_overlap(offset, length, s->header.snapshots_offset, s->snapshots_length))
         return QCOW2_REGION_SNAPSHOTS;
     if ((check & QCOW2_REGION_INACTIVE_L1) && in_inactive_l1(s, offset, length))
         return QCOW2_REGION_INACTIVE_L1;
@@ -163,9 +165,11 @@ coroutine_fn int qcow2_co_mark_corrupt(struct qcow2 *s, const char *fmt, ...)
     va_end(args);
     if (!s->corruption_signalled || (writable && !atomic_load(&s->corrupt))) {
         if (writable)
-            fprintf(stderr, "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n", text);
+            fprintf(stderr, "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n",
+                    text);
         else
-            fprintf(stderr, "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n", text);
+            fprintf(stderr, "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n",
+                    text);
         s->corruption_signalled = true;
     }
     if (!writable || atomic_exchange(&s->corrupt, true))

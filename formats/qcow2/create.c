@@ -2,9 +2,9 @@
 /*
  * Creating an image: options, layout, first metadata.
  *
- * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. The header
- * comes last, after a flush: a create that was cut off leaves a file that is no qcow2 image, not one with holes in it. With
- * preallocation the finished image is opened and its clusters are allocated like any others.
+ * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. The
+ * header comes last, after a flush: a create that was cut off leaves a file that is no qcow2 image, not one with holes
+ * in it. With preallocation the finished image is opened and its clusters are allocated like any others.
  */
 #include "qcow2.h"
 
@@ -14,10 +14,13 @@ static const char *const preallocation_words[] = { "off", "metadata", "falloc", 
 
 /* In the order in which create tells them (help sorts by name). */
 const struct opt_desc qcow2_create_options[] = {
-    { .name = "encryption", .type = OPT_BOOL,
+    { .name = "encryption",
+      .type = OPT_BOOL,
       .help = "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)" },
     { .name = "encrypt.format", .type = OPT_STRING, .help = "Encrypt the image, format choices: 'aes', 'luks'" },
-    { .name = "encrypt.key-secret", .type = OPT_STRING, .help = "ID of secret providing qcow AES key or LUKS passphrase" },
+    { .name = "encrypt.key-secret",
+      .type = OPT_STRING,
+      .help = "ID of secret providing qcow AES key or LUKS passphrase" },
     { .name = "encrypt.cipher-alg", .type = OPT_STRING, .help = "Name of encryption cipher algorithm" },
     { .name = "encrypt.cipher-mode", .type = OPT_STRING, .help = "Name of encryption cipher mode" },
     { .name = "encrypt.ivgen-alg", .type = OPT_STRING, .help = "Name of IV generator algorithm" },
@@ -26,8 +29,13 @@ const struct opt_desc qcow2_create_options[] = {
     { .name = "encrypt.iter-time", .type = OPT_NUMBER, .help = "Time to spend in PBKDF in milliseconds" },
     { .name = "cluster_size", .type = OPT_SIZE, .def = "65536", .help = "qcow2 cluster size" },
     { .name = "extended_l2", .type = OPT_BOOL, .def = "off", .help = "Extended L2 tables" },
-    { .name = "preallocation", .type = OPT_STRING, .help = "Preallocation mode (allowed values: off, metadata, falloc, full)" },
-    { .name = "compression_type", .type = OPT_STRING, .def = "zlib", .help = "Compression method used for image cluster compression" },
+    { .name = "preallocation",
+      .type = OPT_STRING,
+      .help = "Preallocation mode (allowed values: off, metadata, falloc, full)" },
+    { .name = "compression_type",
+      .type = OPT_STRING,
+      .def = "zlib",
+      .help = "Compression method used for image cluster compression" },
     { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
     { .name = "compat", .type = OPT_STRING, .help = "Compatibility level (v2 [0.10] or v3 [1.1])" },
     { .name = "backing_file", .type = OPT_STRING, .help = "File name of a base image" },
@@ -51,8 +59,8 @@ struct plan {
 static int refuse_missing(struct opts *opts, struct error **errp)
 {
     static const char *const missing[] = {
-        "data_file", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.hash-alg",
-        "encrypt.iter-time", "encrypt.ivgen-alg", "encrypt.ivgen-hash-alg",
+        "data_file",        "encrypt.format",    "encrypt.key-secret", "encrypt.cipher-alg",     "encrypt.cipher-mode",
+        "encrypt.hash-alg", "encrypt.iter-time", "encrypt.ivgen-alg",  "encrypt.ivgen-hash-alg",
     };
     bool encryption = false, extended = false, raw = false;
     int ret = opts_bool(opts, qcow2_create_options, "encryption", &encryption, errp);
@@ -70,7 +78,8 @@ static int refuse_missing(struct opts *opts, struct error **errp)
             return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", missing[i]);
     }
     if (encryption || extended)
-        return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", encryption ? "encryption" : "extended_l2");
+        return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported",
+                         encryption ? "encryption" : "extended_l2");
     return 0;
 }
 
@@ -115,14 +124,17 @@ static int take_widths(struct opts *opts, struct plan *p, struct error **errp)
     if (!is_power_of_two(refcount_bits) || refcount_bits > 64)
         return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
     if (p->header.version < 3 && lazy)
-        return error_set(errp, -EINVAL,
-                         "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
+        return error_set(
+            errp, -EINVAL,
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
     if (p->header.version < 3 && refcount_bits != 16)
-        return error_set(errp, -EINVAL,
-                         "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)");
+        return error_set(
+            errp, -EINVAL,
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)");
     if (p->header.version < 3 && p->header.compression != QCOW2_ZLIB)
-        return error_set(errp, -EINVAL, "Non-zlib compression type is only supported with compatibility level 1.1 and above "
-                                        "(use version=v3 or greater)");
+        return error_set(errp, -EINVAL,
+                         "Non-zlib compression type is only supported with compatibility level 1.1 and above "
+                         "(use version=v3 or greater)");
     p->header.cluster_bits = log2_floor(p->cluster_size);
     p->header.refcount_order = log2_floor(refcount_bits);
     p->header.compatible = lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
@@ -150,7 +162,8 @@ static int take_backing(struct opts *opts, struct plan *p, struct error **errp)
     if (p->backing_format && !p->backing_name)
         return error_set(errp, -EINVAL, "Backing format cannot be used without backing file");
     if (p->backing_name && strcmp(p->prealloc, "off") != 0)
-        return error_set(errp, -EINVAL, "Backing file and preallocation can only be used at the same time if extended_l2 is on");
+        return error_set(errp, -EINVAL,
+                         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
     return 0;
 }
 
@@ -163,7 +176,8 @@ static int lay_out(struct plan *p, uint64_t size, struct error **errp)
     uint64_t per_block = (p->cluster_size * 8) >> h->refcount_order, total;
 
     if (size > INT64_MAX - BLK_SECTOR_SIZE || div_round_up(size, UINT64_C(1) << l1_shift) > QCOW2_MAX_L1_BYTES / 8)
-        return error_set(errp, -EFBIG, "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
+        return error_set(errp, -EFBIG,
+                         "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
     h->size = align_up(size, BLK_SECTOR_SIZE);
     h->l1_size = (uint32_t)div_round_up(h->size, UINT64_C(1) << l1_shift);
     p->l1_clusters = div_round_up((uint64_t)h->l1_size * 8, p->cluster_size);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Block status: the hot path's answer, with cold slices loaded, and a word on whether it pays to ask the host for holes.
+ * Block status: the hot path's answer, with cold slices loaded, and a word on whether it pays to ask the host for
+ * holes.
  *
- * Clusters of an image whose metadata was preallocated are data by their entries though the host stores nothing for them. Asking
- * the host for each extent is slow, so, like QEMU (found by trial): only where the refcounts count at least 10/9 of what the host
- * has allocated for the file, and at least two clusters more. Found out once, at the first question.
+ * Clusters of an image whose metadata was preallocated are data by their entries though the host stores nothing for
+ * them. Asking the host for each extent is slow, so, like QEMU (found by trial): only where the refcounts count at
+ * least 10/9 of what the host has allocated for the file, and at least two clusters more. Found out once, at the first
+ * question.
  */
 #include "qcow2.h"
 
@@ -29,7 +31,8 @@ static coroutine_fn int co_counts_more(struct qcow2 *s, uint64_t threshold)
 static coroutine_fn void co_find_out(struct qcow2 *s)
 {
     struct blk_node *protocol = blk_node_protocol(s->node->file);
-    int64_t allocated = protocol && protocol->driver->co_allocated_size ? protocol->driver->co_allocated_size(protocol) : -1;
+    int64_t allocated = protocol && protocol->driver->co_allocated_size ? protocol->driver->co_allocated_size(protocol)
+                                                                        : -1;
     uint64_t real = allocated < 0 ? 0 : (uint64_t)allocated >> s->cluster_bits;
 
     co_mutex_lock(&s->lock);

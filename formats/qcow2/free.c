@@ -13,7 +13,8 @@ void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count
 {
     struct qcow2_extent *last = freed->count ? &freed->extents[freed->count - 1] : NULL;
 
-    if (last && last->discard == discard && last->cluster + last->count == cluster && last->count + count <= UINT32_MAX) {
+    if (last && last->discard == discard && last->cluster + last->count == cluster &&
+        last->count + count <= UINT32_MAX) {
         last->count += (uint32_t)count;
         return;
     }
@@ -30,13 +31,9 @@ void qcow2_free_entry(struct qcow2 *s, uint64_t entry, bool discard)
 
     switch (qcow2_kind(entry)) {
     case QCOW2_UNALLOCATED:
-    case QCOW2_ZERO_PLAIN:
-        return;
-    case QCOW2_IS_COMPRESSED:
-        qcow2_compressed_place(s->cluster_bits, entry, &offset, &length);
-        break;
-    default:
-        break;
+    case QCOW2_ZERO_PLAIN: return;
+    case QCOW2_IS_COMPRESSED: qcow2_compressed_place(s->cluster_bits, entry, &offset, &length); break;
+    default: break;
     }
     uint64_t first = offset >> s->cluster_bits, last = (offset + length - 1) >> s->cluster_bits;
     qcow2_freed_add(&s->freed, first, last - first + 1, discard);

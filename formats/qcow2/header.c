@@ -2,9 +2,10 @@
 /*
  * The header: parsing it from a file's first bytes, building a new one, changing fields in place.
  *
- * Nothing here trusts a number: a field is used only after its own check, and every failure names the field in QEMU's words.
- * A field of an open image changes through sector0, the header's first 512 bytes as on disk, which is written whole:
- * one sector, so a power cut leaves the old header or the new one. What this program does not know in it stays as it was.
+ * Nothing here trusts a number: a field is used only after its own check, and every failure names the field in QEMU's
+ * words. A field of an open image changes through sector0, the header's first 512 bytes as on disk, which is written
+ * whole: one sector, so a power cut leaves the old header or the new one. What this program does not know in it stays
+ * as it was.
  */
 #include "qcow2.h"
 
@@ -36,8 +37,8 @@ static void read_fields(const uint8_t *data, struct qcow2_header *h)
 }
 
 /* A table of `count` entries of `entry` bytes at `offset`: aligned, not too large, and its end fits. */
-static int check_table(const struct qcow2_header *h, uint64_t offset, uint64_t count, uint64_t entry, uint64_t max_bytes,
-                       const char *name, struct error **errp)
+static int check_table(const struct qcow2_header *h, uint64_t offset, uint64_t count, uint64_t entry,
+                       uint64_t max_bytes, const char *name, struct error **errp)
 {
     uint64_t bytes = 0, end = 0;
 
@@ -58,7 +59,8 @@ static int check_tables(const struct qcow2_header *h, struct error **errp)
     int ret = check_table(h, h->reftable_offset, h->reftable_clusters, cluster_size, QCOW2_MAX_REFTABLE_BYTES,
                           "Reference count table", errp);
     if (ret == 0)
-        ret = check_table(h, h->snapshots_offset, h->snapshot_count, 40, 40u * QCOW2_MAX_SNAPSHOTS, "Snapshot table", errp);
+        ret = check_table(h, h->snapshots_offset, h->snapshot_count, 40, 40u * QCOW2_MAX_SNAPSHOTS, "Snapshot table",
+                          errp);
     if (ret == 0)
         ret = check_table(h, h->l1_offset, h->l1_size, 8, QCOW2_MAX_L1_BYTES, "Active L1 table", errp);
     if (ret < 0)
@@ -148,7 +150,8 @@ int qcow2_header_validate(const struct qcow2_header *h, struct error **errp)
 
 /* ---- extensions ---- */
 
-static int take_extension(uint32_t type, const uint8_t *data, uint32_t length, struct qcow2_extensions *ext, struct error **errp)
+static int take_extension(uint32_t type, const uint8_t *data, uint32_t length, struct qcow2_extensions *ext,
+                          struct error **errp)
 {
     switch (type) {
     case QCOW2_EXT_BACKING_FORMAT:
@@ -170,19 +173,14 @@ static int take_extension(uint32_t type, const uint8_t *data, uint32_t length, s
         ext->bitmap_directory_size = load_be64(data + 8);
         ext->bitmap_directory_offset = load_be64(data + 16);
         return 0;
-    case QCOW2_EXT_CRYPTO:
-        ext->crypto = true;
-        return 0;
-    case QCOW2_EXT_DATA_FILE:
-        ext->data_file = true;
-        return 0;
-    default:
-        return 0; /* unknown ones stay where they are */
+    case QCOW2_EXT_CRYPTO: ext->crypto = true; return 0;
+    case QCOW2_EXT_DATA_FILE: ext->data_file = true; return 0;
+    default: return 0; /* unknown ones stay where they are */
     }
 }
 
-int qcow2_extensions_parse(const struct qcow2_header *h, const uint8_t *data, size_t length, struct qcow2_extensions *ext,
-                           struct error **errp)
+int qcow2_extensions_parse(const struct qcow2_header *h, const uint8_t *data, size_t length,
+                           struct qcow2_extensions *ext, struct error **errp)
 {
     size_t end = h->backing_offset ? MIN((size_t)h->backing_offset, length) : length;
     size_t at = h->header_length;
@@ -224,7 +222,8 @@ int qcow2_features_check(uint64_t unknown, const struct qcow2_extensions *ext, s
         unknown &= ~(UINT64_C(1) << entry[1]);
     }
     if (unknown)
-        snprintf(names + used, sizeof(names) - used, "%sUnknown incompatible feature: %" PRIx64, used ? ", " : "", unknown);
+        snprintf(names + used, sizeof(names) - used, "%sUnknown incompatible feature: %" PRIx64, used ? ", " : "",
+                 unknown);
     return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): %s", names);
 }
 
@@ -234,8 +233,9 @@ static const struct {
     uint8_t type, bit;
     const char *name;
 } features[] = {
-    { 0, 0, "dirty bit" },       { 0, 1, "corrupt bit" },         { 0, 2, "external data file" }, { 0, 3, "compression type" },
-    { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" }, { 2, 0, "bitmaps" },            { 2, 1, "raw external data" },
+    { 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" },         { 0, 2, "external data file" },
+    { 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
+    { 2, 0, "bitmaps" },          { 2, 1, "raw external data" },
 };
 
 static void store_fields(const struct qcow2_header *h, uint8_t *out)
@@ -285,8 +285,8 @@ static size_t put_features(uint8_t *out, size_t at)
     return next;
 }
 
-int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const char *backing_format, uint8_t *out, size_t out_size,
-                       struct error **errp)
+int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const char *backing_format, uint8_t *out,
+                       size_t out_size, struct error **errp)
 {
     size_t name_length = backing_name ? strlen(backing_name) : 0;
     size_t format_length = backing_format ? strlen(backing_format) : 0;
@@ -301,10 +301,12 @@ int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const c
     if (format_length >= 16)
         return error_set(errp, -EINVAL, "Backing format name '%s' is too long", backing_format);
     if (required > out_size)
-        return error_set(errp, -ENOSPC, "The header does not fit into one cluster of %zu bytes; use larger clusters", out_size);
+        return error_set(errp, -ENOSPC, "The header does not fit into one cluster of %zu bytes; use larger clusters",
+                         out_size);
     if (format_length)
         at = put_extension(out, at, QCOW2_EXT_BACKING_FORMAT, backing_format, format_length);
-    if (table && required + table <= out_size) /* only names: in tiny clusters with a long backing name it has no place */
+    if (table &&
+        required + table <= out_size) /* only names: in tiny clusters with a long backing name it has no place */
         at = put_features(out, at);
     at = put_extension(out, at, QCOW2_EXT_END, NULL, 0);
     h->backing_offset = name_length ? at : 0;
@@ -317,8 +319,14 @@ int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const c
 
 /* ---- changing ---- */
 
-void qcow2_header_set32(struct qcow2 *s, enum qcow2_header_field at, uint32_t value) { store_be32(s->sector0 + at, value); }
-void qcow2_header_set64(struct qcow2 *s, enum qcow2_header_field at, uint64_t value) { store_be64(s->sector0 + at, value); }
+void qcow2_header_set32(struct qcow2 *s, enum qcow2_header_field at, uint32_t value)
+{
+    store_be32(s->sector0 + at, value);
+}
+void qcow2_header_set64(struct qcow2 *s, enum qcow2_header_field at, uint64_t value)
+{
+    store_be64(s->sector0 + at, value);
+}
 
 coroutine_fn int qcow2_co_header_write(struct qcow2 *s)
 {

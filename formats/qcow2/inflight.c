@@ -2,9 +2,10 @@
 /*
  * Slow requests in flight, by guest cluster.
  *
- * Reads of compressed clusters and writes in place are registered as shared, allocations, zeroes and discards as exclusive: an
- * exclusive one overlaps no other. So an entry stays what it was for as long as a slow request works with it, although the
- * lock is not held. A request registers one range at a time and never waits while it is registered.
+ * Reads of compressed clusters and writes in place are registered as shared, allocations, zeroes and discards as
+ * exclusive: an exclusive one overlaps no other. So an entry stays what it was for as long as a slow request works
+ * with it, although the lock is not held. A request registers one range at a time and never waits while it is
+ * registered.
  */
 #include "qcow2.h"
 

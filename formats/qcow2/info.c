@@ -10,11 +10,13 @@ static json_t *specific(const struct qcow2 *s)
     json_object_set_new(data, "compat", json_string(v3 ? "1.1" : "0.10"));
     json_object_set_new(data, "compression-type", json_string(s->header.compression == QCOW2_ZSTD ? "zstd" : "zlib"));
     if (v3)
-        json_object_set_new(data, "lazy-refcounts", json_boolean((s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) != 0));
+        json_object_set_new(data, "lazy-refcounts",
+                            json_boolean((s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) != 0));
     json_object_set_new(data, "refcount-bits", json_integer(1 << s->header.refcount_order));
     if (v3) {
         json_object_set_new(data, "corrupt", json_boolean((s->header.incompatible & QCOW2_INCOMPAT_CORRUPT) != 0));
-        json_object_set_new(data, "extended-l2", json_boolean((s->header.incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0));
+        json_object_set_new(data, "extended-l2",
+                            json_boolean((s->header.incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0));
     }
     return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
 }

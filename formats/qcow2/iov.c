@@ -23,7 +23,8 @@ int qcow2_iov_slice(const struct iovec *iov, int iov_count, uint64_t skip, uint6
 
 enum way { ZERO, FROM_BUFFER, TO_BUFFER };
 
-static void each_part(const struct iovec *iov, int iov_count, uint64_t skip, uint8_t *buffer, uint64_t length, enum way way)
+static void each_part(const struct iovec *iov, int iov_count, uint64_t skip, uint8_t *buffer, uint64_t length,
+                      enum way way)
 {
     for (int i = 0; i < iov_count && length > 0; i++) {
         if (skip >= iov[i].iov_len) {

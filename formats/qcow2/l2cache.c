@@ -2,10 +2,10 @@
 /*
  * L2 slices in memory: loading, evicting, changing.
  *
- * A slice is loaded once however many wait for it, without the lock held during the read; it is published only if the L1 entry is
- * still the one that was read through. Clean slices are evicted by a clock when the budget is used up; an evicted slice is
- * unlinked first and freed when every request that could have seen it has ended. A slice with changes that are not durable
- * (`unstable`) is never evicted: memory is then the only true copy, the file has an older one.
+ * A slice is loaded once however many wait for it, without the lock held during the read; it is published only if the
+ * L1 entry is still the one that was read through. Clean slices are evicted by a clock when the budget is used up; an
+ * evicted slice is unlinked first and freed when every request that could have seen it has ended. A slice with changes
+ * that are not durable (`unstable`) is never evicted: memory is then the only true copy, the file has an older one.
  */
 #include "qcow2.h"
 
@@ -73,7 +73,7 @@ void qcow2_slices_drop(struct qcow2 *s, uint64_t l1_index)
 {
     struct qcow2_dir *dir = atomic_load(&s->dir[l1_index]);
 
-    for (uint64_t i = 0; dir && i < slices_per_table(s); i++) {
+    for (size_t i = 0; dir && i < dir->count; i++) {
         struct qcow2_slice *slice = atomic_load(&dir->slices[i]);
         if (slice && !slice->dirty && !slice->committing) {
             unlink_slice(s, slice);
@@ -144,9 +144,10 @@ static int publish(struct qcow2 *s, struct qcow2_slice *slice)
     uint64_t l1_index = slice->number >> (s->l2_bits - s->slice_bits);
 
     if (!atomic_load_explicit(&s->dir[l1_index], memory_order_relaxed)) {
-        struct qcow2_dir *dir = calloc(slices_per_table(s), sizeof(dir->slices[0]));
+        struct qcow2_dir *dir = calloc(1, sizeof(*dir) + slices_per_table(s) * sizeof(dir->slices[0]));
         if (!dir)
             return -ENOMEM;
+        dir->count = slices_per_table(s);
         atomic_store_explicit(&s->dir[l1_index], dir, memory_order_release);
     }
     evict(s);
@@ -244,7 +245,8 @@ void qcow2_l1_set(struct qcow2 *s, uint32_t index, uint64_t entry)
 
 void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index, uint64_t entry)
 {
-    /* First unstable, then the entry: a durable write that maps through the new entry must see that it is not on disk. */
+    /* First unstable, then the entry: a durable write that maps through the new entry must see that it is not on
+     * disk. */
     atomic_store_explicit(&slice->unstable, true, memory_order_release);
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
     atomic_store_explicit(&slice->entries[index], qcow2_be(entry), memory_order_release);
@@ -278,7 +280,7 @@ static void move_slices(struct qcow2 *s, uint64_t l1_index, uint64_t table)
 {
     struct qcow2_dir *dir = atomic_load_explicit(&s->dir[l1_index], memory_order_relaxed);
 
-    for (uint64_t i = 0; dir && i < slices_per_table(s); i++) {
+    for (size_t i = 0; dir && i < dir->count; i++) {
         struct qcow2_slice *slice = atomic_load_explicit(&dir->slices[i], memory_order_relaxed);
         if (slice)
             slice->host_offset = table + i * slice_bytes(s);

@@ -54,8 +54,8 @@ static inline bool continues(uint64_t entry, uint64_t first, uint64_t expected)
 }
 
 /* Bytes from offset on that form one run with `first`; goes on into the next slices where they are in memory. */
-static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, uint64_t first, uint64_t offset, uint64_t length,
-                           bool one_slice)
+static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, uint64_t first, uint64_t offset,
+                           uint64_t length, bool one_slice)
 {
     uint64_t start = qcow2_cluster_start(s, offset), end = offset + length;
     uint64_t expected = first & QCOW2_OFFSET_MASK, at = start;
@@ -80,8 +80,8 @@ static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, uin
     return at - offset;
 }
 
-static void describe(const struct qcow2 *s, struct qcow2_slice *slice, enum blk_op op, bool fua, uint64_t offset, uint64_t length,
-                     struct blk_extent *extent)
+static void describe(const struct qcow2 *s, struct qcow2_slice *slice, enum blk_op op, bool fua, uint64_t offset,
+                     uint64_t length, struct blk_extent *extent)
 {
     uint64_t entry = qcow2_slice_entry(slice, qcow2_slice_index(s, offset));
     uint64_t in_cluster = qcow2_in_cluster(s, offset);
@@ -97,24 +97,17 @@ static void describe(const struct qcow2 *s, struct qcow2_slice *slice, enum blk_
     }
     uint64_t run = run_length(s, slice, entry, offset, length, fua);
     switch (kind) {
-    case QCOW2_NORMAL:
-        say(extent, BLK_DATA, 0, run);
-        break;
-    case QCOW2_ZERO_PLAIN:
-        say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED, run);
-        return;
-    case QCOW2_ZERO_ALLOCATED:
-        say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED | BLK_EXTENT_OFFSET_VALID, run);
-        break;
-    default:
-        say(extent, BLK_ABSENT, 0, run);
-        return;
+    case QCOW2_NORMAL: say(extent, BLK_DATA, 0, run); break;
+    case QCOW2_ZERO_PLAIN: say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED, run); return;
+    case QCOW2_ZERO_ALLOCATED: say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED | BLK_EXTENT_OFFSET_VALID, run); break;
+    default: say(extent, BLK_ABSENT, 0, run); return;
     }
     extent->child = s->node->file;
     extent->child_offset = (entry & QCOW2_OFFSET_MASK) + in_cluster;
 }
 
-static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset, uint64_t length, struct blk_extent *extent)
+static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset, uint64_t length,
+                      struct blk_extent *extent)
 {
     uint64_t l1_index = offset >> s->l1_shift;
 
@@ -150,15 +143,14 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
         say(extent, BLK_SLOW, 0, length);
 }
 
-void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length, struct blk_extent *extent)
+void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+               struct blk_extent *extent)
 {
     struct qcow2 *s = node->state;
 
     switch (op) {
     case BLK_OP_READ:
-    case BLK_OP_WRITE:
-        map_range(s, op, op == BLK_OP_WRITE && (flags & BLK_REQ_FUA), offset, length, extent);
-        return;
+    case BLK_OP_WRITE: map_range(s, op, op == BLK_OP_WRITE && (flags & BLK_REQ_FUA), offset, length, extent); return;
     case BLK_OP_FLUSH:
         if (atomic_load_explicit(&s->need_commit, memory_order_acquire)) {
             say(extent, BLK_SLOW, 0, 0);
@@ -167,9 +159,7 @@ void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t o
             extent->child = node->file;
         }
         return;
-    default:
-        say(extent, BLK_SLOW, 0, length);
-        return;
+    default: say(extent, BLK_SLOW, 0, length); return;
     }
 }
 

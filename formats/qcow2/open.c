@@ -3,8 +3,8 @@
  * Opening and closing an image.
  *
  * The header is parsed and refused before anything else is read; tables are read with sizes that were bounded first. A
- * writable open clears the autoclear bits that we do not maintain, and repairs an image whose dirty bit says that its refcounts may
- * be stale. Close writes everything back, and clears the dirty bit last.
+ * writable open clears the autoclear bits that we do not maintain, and repairs an image whose dirty bit says that its
+ * refcounts may be stale. Close writes everything back, and clears the dirty bit last.
  */
 #include "qcow2.h"
 
@@ -21,8 +21,13 @@ static const char *const overlap_words[] = { "none", "constant", "cached", NULL 
 
 const struct opt_desc qcow2_options[] = {
     { .name = "lazy-refcounts", .type = OPT_BOOL, .help = "postpone refcount updates" },
-    { .name = "pass-discard-request", .type = OPT_BOOL, .help = "pass guest discards on to the host (default: as discard=)" },
-    { .name = "overlap-check", .type = OPT_ENUM, .def = "cached", .values = overlap_words,
+    { .name = "pass-discard-request",
+      .type = OPT_BOOL,
+      .help = "pass guest discards on to the host (default: as discard=)" },
+    { .name = "overlap-check",
+      .type = OPT_ENUM,
+      .def = "cached",
+      .values = overlap_words,
       .help = "which metadata is protected from being overwritten" },
     { .name = "cache-size", .type = OPT_SIZE, .help = "largest memory for L2 tables and refcount blocks together" },
     { .name = "l2-cache-size", .type = OPT_SIZE, .def = DEFAULT_L2_CACHE, .help = "largest memory for L2 tables" },
@@ -62,7 +67,8 @@ static int refuse_features(const struct qcow2_header *h, const struct qcow2_exte
     if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
         return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): extended L2 entries");
     if (h->crypt_method == 1 || h->crypt_method == 2)
-        return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): encryption (%s)", h->crypt_method == 1 ? "aes" : "luks");
+        return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): encryption (%s)",
+                         h->crypt_method == 1 ? "aes" : "luks");
     return 0;
 }
 
@@ -129,18 +135,21 @@ static int take_sizes(struct qcow2 *s, struct opts *opts, struct error **errp)
     int have_total = opts_size(opts, qcow2_options, "cache-size", &total, errp);
     int have_l2 = have_total < 0 ? have_total : opts_size(opts, qcow2_options, "l2-cache-size", &l2, errp);
     int have_refcount = have_l2 < 0 ? have_l2 : opts_size(opts, qcow2_options, "refcount-cache-size", &refcount, errp);
-    int have_slice = have_refcount < 0 ? have_refcount : opts_size(opts, qcow2_options, "l2-cache-entry-size", &slice, errp);
+    int have_slice = have_refcount < 0 ? have_refcount
+                                       : opts_size(opts, qcow2_options, "l2-cache-entry-size", &slice, errp);
 
     if (have_slice < 0)
         return have_slice;
     if (have_total && have_l2 && have_refcount)
-        return error_set(errp, -EINVAL, "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
+        return error_set(errp, -EINVAL,
+                         "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
     if (have_total && have_l2 && l2 > total)
         return error_set(errp, -EINVAL, "l2-cache-size may not exceed cache-size");
     if (have_total && have_refcount && refcount > total)
         return error_set(errp, -EINVAL, "refcount-cache-size may not exceed cache-size");
     if (!is_power_of_two(slice) || slice < 512 || slice > s->cluster_size)
-        return error_set(errp, -EINVAL, "L2 cache entry size must be a power of two between 512 and the cluster size (%" PRIu64 ")",
+        return error_set(errp, -EINVAL,
+                         "L2 cache entry size must be a power of two between 512 and the cluster size (%" PRIu64 ")",
                          s->cluster_size);
     if (have_total && have_l2)
         refcount = total - l2;
@@ -169,7 +178,8 @@ static int take_options(struct qcow2 *s, struct opts *opts, unsigned flags, stru
         return ret;
     s->overlap_check = overlap[word];
     if (s->lazy_refcounts && s->header.version < 3)
-        return error_set(errp, -EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+        return error_set(errp, -EINVAL,
+                         "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
     return 0;
 }
 

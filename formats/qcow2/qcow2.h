@@ -3,12 +3,13 @@
  * What the files of the qcow2 driver share: the header, the state of an open image, and each file's functions.
  *
  * Numbers: "cluster" is a host cluster's index in the file, "guest cluster" one of the virtual disk; offsets and
- * lengths are bytes. The L1 table, L2 slices, the refcount table and refcount blocks are kept big-endian, as on disk, so that
- * writing back is a copy.
+ * lengths are bytes. The L1 table, L2 slices, the refcount table and refcount blocks are kept big-endian, as on disk,
+ * so that writing back is a copy.
  *
- * Locking: `lock` guards everything below it except what says otherwise. It is held while metadata is read, never across
- * guest data I/O, copy on write or a host flush. `map` (l2.c) takes no lock: it follows l1, dir and slice entries by atomic loads,
- * inside an epoch; so a slice or a cluster that is taken away is reused only when that epoch has passed.
+ * Locking: `lock` guards everything below it except what says otherwise. It is held while metadata is read, never
+ * across guest data I/O, copy on write or a host flush. `map` (map.c) takes no lock: it follows l1, dir and slice
+ * entries by atomic loads, inside an epoch; so a slice or a cluster that is taken away is reused only when that epoch
+ * has passed.
  *
  * Writing order (commit.c): what an entry refers to is durable before the entry; an entry is durably gone before its
  * cluster's refcount goes down.
@@ -128,34 +129,36 @@ static inline enum qcow2_kind qcow2_kind(uint64_t entry)
 
 /* A part of an L2 table: at most 4 KiB, never more than the table. */
 struct qcow2_slice {
-    uint64_t number;       /* guest offset >> slice_shift */
-    uint64_t host_offset;  /* where it lies in the file */
+    uint64_t number;        /* guest offset >> slice_shift */
+    uint64_t host_offset;   /* where it lies in the file */
     atomic_bool referenced; /* used since the clock hand went by; set by map without the lock */
-    atomic_bool unstable;  /* has changes that are not durable yet */
-    bool suspect;          /* some entry is wild or points at metadata: map is careful. Constant once published */
-    bool dirty;            /* changed since the last capture: on dirty_slices */
-    bool committing;       /* captured by the running commit */
-    uint64_t retired;      /* epoch, once evicted */
-    struct list link;      /* slices, or limbo_slices */
+    atomic_bool unstable;   /* has changes that are not durable yet */
+    bool suspect;           /* some entry is wild or points at metadata: map is careful. Constant once published */
+    bool dirty;             /* changed since the last capture: on dirty_slices */
+    bool committing;        /* captured by the running commit */
+    uint64_t retired;       /* epoch, once evicted */
+    struct list link;       /* slices, or limbo_slices */
     struct list dirty_link;
     _Atomic uint64_t entries[]; /* big-endian */
 };
 
+/* The slices of one L2 table that are in memory. */
 struct qcow2_dir {
-    _Atomic(struct qcow2_slice *) slices[1]; /* really slices_per_table */
+    size_t count;
+    _Atomic(struct qcow2_slice *) slices[];
 };
 
 struct qcow2_refblock {
-    uint64_t index;    /* in the refcount table */
+    uint64_t index; /* in the refcount table */
     uint64_t host_offset;
-    bool fresh;        /* the refcount table on disk does not point at it yet */
+    bool fresh; /* the refcount table on disk does not point at it yet */
     bool dirty;
     bool committing;
-    bool checked;      /* does not overlap other metadata */
-    bool used;         /* since the clock hand went by */
+    bool checked;                    /* does not overlap other metadata */
+    bool used;                       /* since the clock hand went by */
     uint32_t dirty_start, dirty_end; /* bytes, whole sectors */
-    struct list link;  /* refblocks */
-    uint8_t *data;     /* one cluster */
+    struct list link;                /* refblocks */
+    uint8_t *data;                   /* one cluster */
 };
 
 /* Host clusters whose references are gone from memory. */
@@ -200,7 +203,8 @@ enum qcow2_region {
 };
 /* What overlap-check=none, constant, cached check. */
 #define QCOW2_OVERLAP_CONSTANT (QCOW2_REGION_HEADER | QCOW2_REGION_L1 | QCOW2_REGION_REFTABLE | QCOW2_REGION_SNAPSHOTS)
-#define QCOW2_OVERLAP_CACHED (QCOW2_OVERLAP_CONSTANT | QCOW2_REGION_L2 | QCOW2_REGION_REFBLOCK | QCOW2_REGION_INACTIVE_L1)
+#define QCOW2_OVERLAP_CACHED \
+    (QCOW2_OVERLAP_CONSTANT | QCOW2_REGION_L2 | QCOW2_REGION_REFBLOCK | QCOW2_REGION_INACTIVE_L1)
 
 struct qcow2_snapshot {
     uint64_t l1_offset;
@@ -233,7 +237,7 @@ struct qcow2 {
     unsigned cluster_bits, l2_bits, slice_bits; /* log2: bytes a cluster, entries a table, entries a slice */
     unsigned l1_shift, slice_shift;             /* log2: guest bytes an L1 entry, a slice */
     uint64_t cluster_size;
-    unsigned refblock_bits;                     /* log2: refcounts a block */
+    unsigned refblock_bits; /* log2: refcounts a block */
     bool lazy_refcounts, discard_to_host, host_grows;
     unsigned overlap_check; /* QCOW2_REGION_* */
     size_t max_slices, max_refblocks;
@@ -261,17 +265,17 @@ struct qcow2 {
     struct qcow2_set l2_set, refblock_set; /* host clusters of active L2 tables and refcount blocks */
 
     /* refcounts (refcount.c) */
-    uint64_t *reftable; /* big-endian */
-    uint64_t reftable_entries; /* in memory; whole clusters */
-    bool reftable_moved;    /* memory's table is not the one that the header on disk names */
+    uint64_t *reftable;                              /* big-endian */
+    uint64_t reftable_entries;                       /* in memory; whole clusters */
+    bool reftable_moved;                             /* memory's table is not the one that the header on disk names */
     uint64_t reftable_offset, reftable_disk_entries; /* its place, and how many entries that has room for */
-    uint8_t *reftable_dirty; /* by sector, as l1_dirty */
-    struct qcow2_refblock **refblocks; /* by index; NULL: not loaded */
+    uint8_t *reftable_dirty;                         /* by sector, as l1_dirty */
+    struct qcow2_refblock **refblocks;               /* by index; NULL: not loaded */
     struct list refblock_list;
     size_t refblock_count, refblock_dirty_count, refblock_fresh_count;
-    uint64_t free_cursor;  /* no free cluster below */
-    uint64_t fresh_from;   /* clusters from here on were never written: they read as zeroes */
-    bool dirty_bit;        /* set on disk by us (lazy refcounts) */
+    uint64_t free_cursor; /* no free cluster below */
+    uint64_t fresh_from;  /* clusters from here on were never written: they read as zeroes */
+    bool dirty_bit;       /* set on disk by us (lazy refcounts) */
 
     /* freeing (free.c) */
     struct qcow2_freed freed;
@@ -308,7 +312,10 @@ static inline uint64_t qcow2_cluster_start(const struct qcow2 *s, uint64_t offse
 {
     return align_down(offset, s->cluster_size);
 }
-static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset) { return offset & (s->cluster_size - 1); }
+static inline uint64_t qcow2_in_cluster(const struct qcow2 *s, uint64_t offset)
+{
+    return offset & (s->cluster_size - 1);
+}
 static inline uint64_t qcow2_l1_entry(const struct qcow2 *s, uint64_t index)
 {
     return be64toh(atomic_load_explicit(&s->l1[index], memory_order_acquire));
@@ -371,12 +378,14 @@ void qcow2_set_finish(struct qcow2_set *set);
 unsigned qcow2_overlap(const struct qcow2 *s, uint64_t offset, uint64_t length, unsigned ignore);
 /* The same as a check: marks the image corrupt and returns -EIO. Lock held; may yield. */
 coroutine_fn int qcow2_co_check_overlap(struct qcow2 *s, uint64_t offset, uint64_t length, unsigned ignore);
-/* Says so (once), and on a writable image sets the corrupt bit and refuses writes from now on. Returns -EIO. Lock held. */
+/* Says so (once), and on a writable image sets the corrupt bit and refuses writes from now on. Returns -EIO. Lock
+ * held. */
 coroutine_fn int qcow2_co_mark_corrupt(struct qcow2 *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- map.c, l2cache.c ---- */
 
-void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length, struct blk_extent *extent);
+void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+               struct blk_extent *extent);
 coroutine_fn int qcow2_co_load(struct blk_node *node, enum blk_op op, uint64_t offset, uint64_t length);
 coroutine_fn int qcow2_co_extent(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
 /* l2cache.c. Lock held; may give it up and take it again. *out is NULL where there is no L2 table. */
@@ -389,16 +398,20 @@ void qcow2_l1_set(struct qcow2 *s, uint32_t index, uint64_t entry);
 struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset);
 /* Can a read follow the entry: aligned, and allowed in this version? Any thread. */
 bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry);
-void qcow2_slices_free(struct qcow2 *s); /* all, at close or when nothing is in flight */
-void qcow2_slices_forget(struct qcow2 *s); /* all that are clean; nothing is in flight */
+void qcow2_slices_free(struct qcow2 *s);                    /* all, at close or when nothing is in flight */
+void qcow2_slices_forget(struct qcow2 *s);                  /* all that are clean; nothing is in flight */
 void qcow2_slices_drop(struct qcow2 *s, uint64_t l1_index); /* one table's, clean, drained */
 
 /* ---- refcount.c: counting ---- */
 
 uint64_t qcow2_refcount_get(const void *block, unsigned order, uint64_t index);
 void qcow2_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value);
-static inline uint64_t qcow2_refcount_max(unsigned order) { return order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1; }
-/* Lock held; may give up the lock only inside I/O on metadata (never does: it is held). Clusters outside the table count 0. */
+static inline uint64_t qcow2_refcount_max(unsigned order)
+{
+    return order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+}
+/* Lock held; may give up the lock only inside I/O on metadata (never does: it is held). Clusters outside the table
+ * count 0. */
 coroutine_fn int qcow2_co_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *out);
 /* The block that counts `cluster` must exist. */
 coroutine_fn int qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uint64_t value);
@@ -413,8 +426,8 @@ void qcow2_reftable_set(struct qcow2 *s, uint64_t index, uint64_t offset);
 
 /* ---- alloc.c: host clusters ---- */
 
-/* 1 … count contiguous clusters, refcount one each. *got says how many; *fresh (may be NULL) whether they are certain to read as
- * zeroes. Lock held, never given up. */
+/* 1 … count contiguous clusters, refcount one each. *got says how many; *fresh (may be NULL) whether they are certain
+ * to read as zeroes. Lock held, never given up. */
 coroutine_fn int qcow2_co_alloc(struct qcow2 *s, uint64_t count, uint64_t *offset, uint64_t *got, bool *fresh);
 /* Exactly count contiguous ones. */
 coroutine_fn int qcow2_co_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *offset);
@@ -433,12 +446,12 @@ coroutine_fn int qcow2_co_begin_changes(struct qcow2 *s);
 /* References to these clusters are gone from memory; see commit.c for what follows. Lock held. */
 void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, bool discard);
 void qcow2_free_entry(struct qcow2 *s, uint64_t entry, bool discard); /* what an L2 entry referred to */
-coroutine_fn int qcow2_co_reap(struct qcow2 *s, bool wait); /* lock held; given up and taken again */
+coroutine_fn int qcow2_co_reap(struct qcow2 *s, bool wait);           /* lock held; given up and taken again */
 
 /* ---- inflight.c ---- */
 
-/* Waits until [first, last] (exclusive: shortened to what is free) can be registered. Returns true at once where it could, false
- * after a wait: look everything up again. Lock held. */
+/* Waits until [first, last] (exclusive: shortened to what is free) can be registered. Returns true at once where it
+ * could, false after a wait: look everything up again. Lock held. */
 coroutine_fn bool qcow2_co_inflight_begin(struct qcow2 *s, struct qcow2_inflight *entry);
 void qcow2_inflight_end(struct qcow2 *s, struct qcow2_inflight *entry);
 
@@ -458,7 +471,11 @@ coroutine_fn int qcow2_co_flush(struct blk_node *node);
 
 /* writeback.c: a set of pieces to write, copied at once, written in parallel */
 struct qcow2_writeback {
-    struct qcow2_piece { uint64_t offset; const void *source; uint32_t length; } *pieces;
+    struct qcow2_piece {
+        uint64_t offset;
+        const void *source;
+        uint32_t length;
+    } * pieces;
     size_t count, capacity;
     uint64_t bytes;
     uint8_t *buffer;
@@ -470,19 +487,21 @@ void qcow2_writeback_finish(struct qcow2_writeback *wb);
 
 /* ---- read.c, write.c, zero.c, compress.c ---- */
 
-coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
-coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                                unsigned flags);
+coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                               int iov_count);
+coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                int iov_count, unsigned flags);
 /* The old content of a guest range within one cluster, by its entry: for copy on write and slow reads. Lock not held;
  * the caller has the cluster registered in flight. */
-coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                     int iov_count);
+coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length,
+                                     const struct iovec *iov, int iov_count);
 /* Is the entry one that may be followed at all? Marks the image corrupt and returns -EIO if not. Lock held. */
 coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry,
                                       bool to_write);
 coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
 coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64_t length);
-/* Zeroes or (full) drops whole clusters; offset and length are whole clusters, the last may reach past the disk's end. */
+/* Zeroes or (full) drops whole clusters; offset and length are whole clusters, the last may reach past the disk's
+ * end. */
 enum qcow2_clear { QCOW2_CLEAR_ZERO, QCOW2_CLEAR_ZERO_UNMAP, QCOW2_CLEAR_DISCARD, QCOW2_CLEAR_DROP };
 coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how);
 
@@ -504,8 +523,10 @@ void qcow2_iov_to_buffer(const struct iovec *iov, int iov_count, uint64_t skip, 
 
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp);
 extern const struct opt_desc qcow2_create_options[];
-coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
-/* Clusters for all of [offset, end) that has none. prealloc: "metadata", "falloc", "full". Nothing else is in flight. */
-coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc, struct error **errp);
+coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                   struct error **errp);
+/* Clusters for all of [offset, end) that has none. prealloc: "metadata", "falloc", "full". Nothing is in flight. */
+coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc,
+                                      struct error **errp);
 coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp);
 coroutine_fn int qcow2_co_info(struct blk_node *node, struct blk_info *info, struct error **errp);

@@ -2,12 +2,13 @@
 /*
  * Slow reads: compressed clusters, slices with wild entries, and the old content that copy on write needs.
  *
- * The guest cluster is registered in flight (shared), so the entry that was read under the lock stays true, and what it refers to is not
- * reused, until the read has ended.
+ * The guest cluster is registered in flight (shared), so the entry that was read under the lock stays true, and what
+ * it refers to is not reused, until the read has ended.
  */
 #include "qcow2.h"
 
-coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry, bool to_write)
+coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry,
+                                      bool to_write)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK, table = qcow2_cluster_start(s, slice->host_offset);
     uint64_t in_table = (slice->host_offset - table) / 8 + index;
@@ -16,17 +17,20 @@ coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice 
     if (qcow2_entry_readable(s, entry))
         return 0;
     if ((entry & QCOW2_ZERO) && s->header.version < 3)
-        return qcow2_co_mark_corrupt(s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
-                                     table, in_table);
+        return qcow2_co_mark_corrupt(
+            s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table,
+            in_table);
     if (to_write)
         return qcow2_co_mark_corrupt(s, "%s cluster offset %#" PRIx64 " unaligned (guest offset: %#" PRIx64 ")",
                                      entry & QCOW2_ZERO ? "Preallocated zero" : "Data", offset, guest);
-    return qcow2_co_mark_corrupt(s, "Cluster allocation offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
-                                 offset, table, in_table);
+    return qcow2_co_mark_corrupt(
+        s, "Cluster allocation offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", offset,
+        table, in_table);
 }
 
 /* Nothing here: the backing image's content, up to its end and ours. */
-static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                      int iov_count)
 {
     struct blk_node *backing = s->node->backing;
     uint64_t end = backing ? MIN(blk_node_size(backing), blk_node_size(s->node)) : 0;
@@ -44,24 +48,22 @@ static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t
     return ret;
 }
 
-coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                     int iov_count)
+coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length,
+                                     const struct iovec *iov, int iov_count)
 {
     switch (qcow2_kind(entry)) {
-    case QCOW2_UNALLOCATED:
-        return co_read_below(s, offset, length, iov, iov_count);
+    case QCOW2_UNALLOCATED: return co_read_below(s, offset, length, iov, iov_count);
     case QCOW2_NORMAL:
-        return blk_co_readv(s->node->file, (entry & QCOW2_OFFSET_MASK) + qcow2_in_cluster(s, offset), length, iov, iov_count);
-    case QCOW2_IS_COMPRESSED:
-        return qcow2_co_read_compressed(s, entry, offset, length, iov, iov_count);
-    default:
-        qcow2_iov_zero(iov, iov_count, 0, length);
-        return 0;
+        return blk_co_readv(s->node->file, (entry & QCOW2_OFFSET_MASK) + qcow2_in_cluster(s, offset), length, iov,
+                            iov_count);
+    case QCOW2_IS_COMPRESSED: return qcow2_co_read_compressed(s, entry, offset, length, iov, iov_count);
+    default: qcow2_iov_zero(iov, iov_count, 0, length); return 0;
     }
 }
 
 /* Finds the entry of one guest cluster and registers it. Lock held. */
-static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t *entry, struct qcow2_inflight *inflight)
+static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t *entry,
+                                      struct qcow2_inflight *inflight)
 {
     struct qcow2_slice *slice;
 
@@ -80,7 +82,8 @@ static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t
     return 0;
 }
 
-static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                        int iov_count)
 {
     struct qcow2_inflight inflight;
     uint64_t entry;
@@ -97,7 +100,8 @@ static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64
     return ret;
 }
 
-coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                               int iov_count)
 {
     struct qcow2 *s = node->state;
     struct iovec *part = malloc((size_t)MAX(iov_count, 1) * sizeof(*part));

@@ -2,8 +2,8 @@
 /*
  * Refcounts: reading and changing them, of any width from 1 to 64 bits, and the cache of refcount blocks.
  *
- * A block is read with the lock held, changed in memory and written by the next commit, dirty sectors only. A clean block
- * that was not used lately is dropped when there are too many; a dirty one never is.
+ * A block is read with the lock held, changed in memory and written by the next commit, dirty sectors only. A clean
+ * block that was not used lately is dropped when there are too many; a dirty one never is.
  */
 #include "qcow2.h"
 
@@ -110,7 +110,8 @@ void qcow2_refcounts_free(struct qcow2 *s)
 static coroutine_fn int co_load_block(struct qcow2 *s, uint64_t index, uint64_t offset, struct qcow2_refblock **out)
 {
     if (qcow2_in_cluster(s, offset))
-        return qcow2_co_mark_corrupt(s, "Refblock offset %#" PRIx64 " unaligned (reftable index: %#" PRIx64 ")", offset, index);
+        return qcow2_co_mark_corrupt(s, "Refblock offset %#" PRIx64 " unaligned (reftable index: %#" PRIx64 ")", offset,
+                                     index);
     qcow2_refblocks_trim(s);
     struct qcow2_refblock *block = qcow2_refblock_insert(s, index, offset);
     if (!block)
@@ -182,7 +183,8 @@ coroutine_fn int qcow2_co_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *
 
     *out = 0;
     if (ret == 0 && block)
-        *out = qcow2_refcount_get(block->data, s->header.refcount_order, cluster & ((UINT64_C(1) << s->refblock_bits) - 1));
+        *out = qcow2_refcount_get(block->data, s->header.refcount_order,
+                                  cluster & ((UINT64_C(1) << s->refblock_bits) - 1));
     return ret;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The snapshot table: reading it. An image with internal snapshots can be read, written and checked; the table itself is not
- * changed here yet. Its bytes are not trusted: lengths are bounded before they are used, an L1 table that cannot be one
- * is kept as it is for check to name and counts as empty elsewhere.
+ * The snapshot table: reading it. An image with internal snapshots can be read, written and checked; the table itself
+ * is not changed here yet. Its bytes are not trusted: lengths are bounded before they are used, an L1 table that
+ * cannot be one is kept as it is for check to name and counts as empty elsewhere.
  */
 #include "qcow2.h"
 

@@ -2,9 +2,9 @@
 /*
  * Resizing, and preallocation. Nothing else is in flight.
  *
- * The size in the header changes in one sector. Growing: first a larger L1 table where the present one is too small (written
- * and flushed before the header names it), then what lies past the old end is made to read as zeroes, then the size. Shrinking: first the size,
- * then what lies past it is given up; cut off half way, that leaves leaks.
+ * The size in the header changes in one sector. Growing: first a larger L1 table where the present one is too small
+ * (written and flushed before the header names it), then what lies past the old end is made to read as zeroes, then
+ * the size. Shrinking: first the size, then what lies past it is given up; cut off half way, that leaves leaks.
  */
 #include "qcow2.h"
 
@@ -113,8 +113,8 @@ static coroutine_fn int co_reserve_host(struct qcow2 *s, uint64_t end, const cha
 }
 
 /* Allocates and links clusters for a run without entries in one slice's range. Lock held. */
-static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc, uint64_t *step,
-                                            struct error **errp)
+static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc,
+                                            uint64_t *step, struct error **errp)
 {
     uint64_t host = 0, got = 0;
     struct qcow2_slice *slice;
@@ -148,7 +148,8 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
     return 0;
 }
 
-coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc, struct error **errp)
+coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc,
+                                      struct error **errp)
 {
     int ret = 0;
 
@@ -208,7 +209,8 @@ static coroutine_fn int co_set_size(struct qcow2 *s, uint64_t size)
     return ret;
 }
 
-static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc, struct error **errp)
+static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
+                                struct error **errp)
 {
     uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift);
     int ret = 0;
@@ -299,7 +301,8 @@ static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t old_size, uint64_t s
     return ret < 0 ? error_set_errno(errp, ret, "Failed to discard unused refblocks") : 0;
 }
 
-coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                   struct error **errp)
 {
     struct qcow2 *s = node->state;
     uint64_t old_size = blk_node_size(node);

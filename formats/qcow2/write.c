@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Slow writes: into clusters that have to be allocated, filled or copied, and in place where the request came here with others.
+ * Slow writes: into clusters that have to be allocated, filled or copied, and in place where the request came here
+ * with others.
  *
- * A write goes piece by piece. For each, under the lock: look up, register in flight, allocate. Without it: read what the
- * cluster held around the request (copy on write), and write head, data and tail in one go. Under it again: only now, the
- * data being written, set the entries, and pass on what they referred to before. A commit later makes both durable in that order.
+ * A write goes piece by piece. For each, under the lock: look up, register in flight, allocate. Without it: read what
+ * the cluster held around the request (copy on write), and write head, data and tail in one go. Under it again: only
+ * now, the data being written, set the entries, and pass on what they referred to before. A commit later makes both
+ * durable in that order.
  */
 #include "qcow2.h"
 
@@ -18,9 +20,9 @@ enum how {
 
 struct piece {
     enum how how;
-    uint64_t offset, length; /* guest */
-    uint64_t host;           /* of the first cluster's start */
-    bool fresh;              /* host clusters that were never written */
+    uint64_t offset, length;          /* guest */
+    uint64_t host;                    /* of the first cluster's start */
+    bool fresh;                       /* host clusters that were never written */
     uint64_t first_entry, last_entry; /* as they were: for copy on write */
     struct qcow2_inflight inflight;
 };
@@ -141,9 +143,10 @@ struct margin {
     uint8_t *buffer;
 };
 
-/* Clusters that were never written need no zeroes but those that fill up the host's sectors: the file shall not end within one. */
-static void set_margin(const struct qcow2 *s, const struct piece *p, uint64_t entry, uint64_t offset, uint64_t length, bool before,
-                       struct margin *m)
+/* Clusters that were never written need no zeroes but those that fill up the host's sectors: the file shall not end
+ * within one. */
+static void set_margin(const struct qcow2 *s, const struct piece *p, uint64_t entry, uint64_t offset, uint64_t length,
+                       bool before, struct margin *m)
 {
     uint64_t host_align = MAX(s->node->file->limits.request_alignment, BLK_SECTOR_SIZE);
     uint64_t align = MIN(host_align, s->cluster_size);
@@ -222,8 +225,8 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
 }
 
 /* One piece; *done is how much of the request it covered. Lock held. */
-static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                                       uint64_t skip, struct iovec *scratch, uint64_t *done)
+static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                       int iov_count, uint64_t skip, struct iovec *scratch, uint64_t *done)
 {
     struct piece p;
     int ret = co_plan(s, offset, length, &p);
@@ -246,8 +249,8 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
     return ret;
 }
 
-coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                                unsigned flags)
+coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                int iov_count, unsigned flags)
 {
     struct qcow2 *s = node->state;
     struct iovec *scratch = malloc((size_t)(iov_count + 2) * sizeof(*scratch));

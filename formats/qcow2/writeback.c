@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Writing many pieces of metadata: copied together under the lock, then written without it, sorted, neighbours in one write, a
- * few writes at a time. All of a set is issued before anything that depends on it, and nothing says in which order it lands.
+ * Writing many pieces of metadata: copied together under the lock, then written without it, sorted, neighbours in one
+ * write, a few writes at a time. All of a set is issued before anything that depends on it, and nothing says in which
+ * order it lands.
  */
 #include "qcow2.h"
 

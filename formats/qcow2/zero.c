@@ -2,9 +2,9 @@
 /*
  * Write zeroes and discard: changes of entries, hardly any data.
  *
- * As QEMU: write zeroes keeps a cluster that is ours as a zero cluster with its place, unless it may unmap; discard of a
- * version 3 image leaves zero clusters, never a view of the backing image; version 2 has no zero clusters, so there zeroes over a
- * backing image have to be written as data, and a discard does nothing.
+ * As QEMU: write zeroes keeps a cluster that is ours as a zero cluster with its place, unless it may unmap; discard of
+ * a version 3 image leaves zero clusters, never a view of the backing image; version 2 has no zero clusters, so there
+ * zeroes over a backing image have to be written as data, and a discard does nothing.
  */
 #include "qcow2.h"
 
@@ -22,10 +22,8 @@ static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear 
         return 0;
     }
     switch (kind) {
-    case QCOW2_UNALLOCATED:
-        return how == QCOW2_CLEAR_DISCARD && !s->node->backing ? entry : zero;
-    case QCOW2_ZERO_PLAIN:
-        return entry;
+    case QCOW2_UNALLOCATED: return how == QCOW2_CLEAR_DISCARD && !s->node->backing ? entry : zero;
+    case QCOW2_ZERO_PLAIN: return entry;
     case QCOW2_ZERO_ALLOCATED:
         if (how == QCOW2_CLEAR_ZERO)
             return entry;
@@ -34,8 +32,7 @@ static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear 
         if (how == QCOW2_CLEAR_ZERO && zero && (entry & QCOW2_COPIED))
             return entry | QCOW2_ZERO;
         break;
-    default:
-        break;
+    default: break;
     }
     *release = true;
     return zero;
@@ -64,7 +61,8 @@ static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset,
     return r;
 }
 
-static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
+static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r,
+                             enum qcow2_clear how)
 {
     bool release;
 
@@ -108,7 +106,8 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
 }
 
 /* One slice's part of the range. Lock held; *step is how far it got. */
-static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how, uint64_t *step)
+static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how,
+                                       uint64_t *step)
 {
     struct clear_range r = range_in_slice(s, offset, length);
     struct qcow2_inflight inflight;
@@ -134,9 +133,9 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
             ret = co_check_range(s, slice, &r);
         if (ret < 0)
             return ret;
-        inflight = (struct qcow2_inflight){
-            .first = offset >> s->cluster_bits, .last = (offset >> s->cluster_bits) + r.count - 1, .exclusive = true
-        };
+        inflight = (struct qcow2_inflight){ .first = offset >> s->cluster_bits,
+                                            .last = (offset >> s->cluster_bits) + r.count - 1,
+                                            .exclusive = true };
     } while (!qcow2_co_inflight_begin(s, &inflight));
     r.count = (uint32_t)(inflight.last - inflight.first + 1);
     *step = (uint64_t)r.count << s->cluster_bits;

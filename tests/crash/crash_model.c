@@ -74,7 +74,8 @@ static bool guaranteed(const struct crash_op *op, uint64_t time, uint64_t flush_
     return op->end <= time && (op->fua || (flush_start != CRASH_NEVER && op->end <= flush_start));
 }
 
-/* Operations submitted before this clock... the newest guaranteed one's start: what ended before it is overwritten for good. */
+/* Operations submitted before this clock... the newest guaranteed one's start: what ended before it is overwritten
+ * for good. */
 static uint64_t horizon(const struct crash_model *m, uint64_t sector, uint64_t time, uint64_t flush_start)
 {
     uint64_t start = 0;
@@ -87,7 +88,8 @@ static uint64_t horizon(const struct crash_model *m, uint64_t sector, uint64_t t
     return start;
 }
 
-static bool sector_allowed(const struct crash_model *m, const uint8_t *content, uint64_t sector, uint64_t time, uint64_t flush_start)
+static bool sector_allowed(const struct crash_model *m, const uint8_t *content, uint64_t sector, uint64_t time,
+                           uint64_t flush_start)
 {
     uint64_t start = horizon(m, sector, time, flush_start);
 
@@ -119,14 +121,18 @@ void crash_model_explain(const struct crash_model *m, const uint8_t *content, ui
     uint64_t word, flush_start = last_flush(m, time);
 
     memcpy(&word, content + sector * 512, 8);
-    fprintf(out, "sector %" PRIu64 " begins %016" PRIx64 " (initially %02x); operations on it:\n", sector, word, m->initial[sector * 512]);
+    fprintf(out, "sector %" PRIu64 " begins %016" PRIx64 " (initially %02x); operations on it:\n", sector, word,
+            m->initial[sector * 512]);
     for (size_t i = 0; i < m->count; i++) {
         const struct crash_op *op = m->ops[i];
         if (!covers(op, sector) && op->kind != CRASH_FLUSH)
             continue;
         fprintf(out, "  %s value %" PRIu64 " sectors %" PRIu64 "+%" PRIu64 " clock %" PRIu64 "-%" PRIu64 "%s%s%s\n",
-                op->kind == CRASH_WRITE ? "write" : op->kind == CRASH_ZERO ? "zero " : "flush", op->value, op->first, op->count, op->start,
-                op->end, op->fua ? " fua" : "", guaranteed(op, time, flush_start) && op->kind != CRASH_FLUSH ? " guaranteed" : "",
+                op->kind == CRASH_WRITE  ? "write"
+                : op->kind == CRASH_ZERO ? "zero "
+                                         : "flush",
+                op->value, op->first, op->count, op->start, op->end, op->fua ? " fua" : "",
+                guaranteed(op, time, flush_start) && op->kind != CRASH_FLUSH ? " guaranteed" : "",
                 op->kind != CRASH_FLUSH && holds(op, content + sector * 512, sector) ? " <- this" : "");
     }
 }

@@ -5,7 +5,8 @@
  * An operation has a clock when it was submitted and one when it was acknowledged. At time t a sector may hold what an
  * operation put there that was submitted before t, unless a later one (submitted after that one was acknowledged) is
  * guaranteed: acknowledged by t and durable by itself (FUA), or covered by a flush that was submitted after its
- * acknowledgement and is itself acknowledged by t. What the disk held at the start counts as an operation before all others.
+ * acknowledgement and is itself acknowledged by t. What the disk held at the start counts as an operation before all
+ * others.
  */
 #pragma once
 
@@ -40,4 +41,5 @@ struct crash_op *crash_model_add(struct crash_model *m, uint64_t first, uint64_t
 void crash_stamp(uint8_t *sector, uint64_t value, uint64_t number);
 /* Is this content allowed at `time`? *bad is the first sector that is not. */
 bool crash_model_allows(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t *bad);
-void crash_model_explain(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t sector, FILE *out);
+void crash_model_explain(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t sector,
+                         FILE *out);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One I/O fails: faults SEQUENCES SEED. A sequence of operations on a qcow2 image in memory is run again and again; each time another
- * request to the file fails, once or from then on, with EIO or ENOSPC. Nothing may crash or hang; what reported success and was
- * flushed successfully is there; what reported an error is old or new; the image is never corrupt (leaks only), and after a
- * failure that went by it is clean once it has been closed without an error.
+ * One I/O fails: faults SEQUENCES SEED. A sequence of operations on a qcow2 image in memory is run again and again;
+ * each time another request to the file fails, once or from then on, with EIO or ENOSPC. Nothing may crash or hang;
+ * what reported success and was flushed successfully is there; what reported an error is old or new; the image is
+ * never corrupt (leaks only), and after a failure that went by it is clean once it has been closed without an error.
  */
 #include "crash_model.h"
 
@@ -111,7 +111,8 @@ static void file_submit(struct blk_node *node, struct blk_io *io)
     loop_defer(io->loop, &io->task);
 }
 
-static coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+static coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                         struct error **errp)
 {
     if (size > FILE_MAX)
         return error_set(errp, -ENOSPC, "too large");
@@ -180,7 +181,8 @@ static coroutine_fn void co_operation(struct sequence *q, struct blk_node *node)
     if (what < 3)
         ret = blk_co_flush(node);
     else if (what < 6)
-        ret = blk_co_write_zeroes(node, first * 512, count * 512, (below(2) ? BLK_REQ_MAY_UNMAP : 0u) | (op->fua ? BLK_REQ_FUA : 0u));
+        ret = blk_co_write_zeroes(node, first * 512, count * 512,
+                                  (below(2) ? BLK_REQ_MAY_UNMAP : 0u) | (op->fua ? BLK_REQ_FUA : 0u));
     else if (what < 9)
         ret = blk_co_discard(node, first * 512, count * 512);
     else
@@ -210,7 +212,8 @@ static coroutine_fn void co_verify(struct sequence *q, bool closed_well)
     if (blk_co_read(node, 0, disk, q->size) < 0)
         die("cannot be read afterwards");
     if (closed_well) /* closing flushes */
-        *crash_model_add(&q->model, 0, 0) = (struct crash_op){ .kind = CRASH_FLUSH, .start = q->clock + 1, .end = q->clock + 2 };
+        *crash_model_add(&q->model, 0,
+                         0) = (struct crash_op){ .kind = CRASH_FLUSH, .start = q->clock + 1, .end = q->clock + 2 };
     if (!crash_model_allows(&q->model, disk, q->clock + 3, &bad)) {
         crash_model_explain(&q->model, disk, q->clock + 3, bad, stderr);
         die("sector %" PRIu64 " holds what it must not", bad);
@@ -262,8 +265,8 @@ static coroutine_fn void co_make_base(struct sequence *q)
     q->cluster = clusters[below(ARRAY_SIZE(clusters))];
     q->size = (200 + below(600)) * 512;
     q->operations = 30;
-    snprintf(options, sizeof(options), "cluster_size=%" PRIu64 ",refcount_bits=%u%s", q->cluster, bits[below(ARRAY_SIZE(bits))],
-             below(5) ? "" : ",lazy_refcounts=on");
+    snprintf(options, sizeof(options), "cluster_size=%" PRIu64 ",refcount_bits=%u%s", q->cluster,
+             bits[below(ARRAY_SIZE(bits))], below(5) ? "" : ",lazy_refcounts=on");
     opts_parse(opts, options, NULL, true, NULL);
     if (blk_co_create("qcow2", "faults.tmp", opts, q->size, &error) < 0)
         die("create: %s", error_text(error));

@@ -2,13 +2,15 @@
 /*
  * Power cuts on qcow2: powercut MODE WORKLOADS SAMPLES SEED.
  *
- * A workload makes an image, then several coroutines write, zero, discard and flush it at once through a node that logs each
- * change with its begin and end (block/logwrites.h). Then, for moments all along the log, disks as a power cut at that moment may leave
- * them are made of it: with everything that had begun, with nothing but what was durable, and with samples of the rest dropped, torn
- * in 512-byte sectors and in either order where the order was open. On each such disk our check finds nothing worse than leaks, and
- * each sector of the guest's disk holds what the model (crash_model.h) allows. The installed qemu-img checks a sample of them.
+ * A workload makes an image, then several coroutines write, zero, discard and flush it at once through a node that
+ * logs each change with its begin and end (block/logwrites.h). Then, for moments all along the log, disks as a power
+ * cut at that moment may leave them are made of it: with everything that had begun, with nothing but what was durable,
+ * and with samples of the rest dropped, torn in 512-byte sectors and in either order where the order was open. On each
+ * such disk our check finds nothing worse than leaks, and each sector of the guest's disk holds what the model
+ * (crash_model.h) allows. The installed qemu-img checks a sample of them.
  *
- * MODE is a cache mode. `unsafe` promises nothing but order of what the host has been given: there only the first kind of disk is made.
+ * MODE is a cache mode. `unsafe` promises nothing but order of what the host has been given: there only the first kind
+ * of disk is made.
  */
 #include "crash_model.h"
 #include "memory_node.h"
@@ -73,8 +75,8 @@ static void die(struct run *r, const char *fmt, ...)
     va_list args;
 
     va_start(args, fmt);
-    fprintf(stderr, "powercut: mode %s, seed %" PRIu64 " (%s, %s%s): ", settings.mode, r->seed, r->options, r->base_kind,
-            r->has_backing ? ", backing" : "");
+    fprintf(stderr, "powercut: mode %s, seed %" PRIu64 " (%s, %s%s): ", settings.mode, r->seed, r->options,
+            r->base_kind, r->has_backing ? ", backing" : "");
     vfprintf(stderr, fmt, args);
     fprintf(stderr, "\nrepeat: powercut %s 1 %u %" PRIu64 "\n", settings.mode, settings.samples, r->seed);
     va_end(args);
@@ -126,8 +128,8 @@ static void choose(struct run *r)
     r->lazy = !r->v2 && below(r, 6) == 0;
     r->has_backing = below(r, 3) == 0;
     unsigned width = r->v2 ? 16 : bits[below(r, ARRAY_SIZE(bits))];
-    snprintf(r->options, sizeof(r->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s", r->cluster, r->v2 ? "0.10" : "1.1",
-             width, r->lazy ? ",lazy_refcounts=on" : "");
+    snprintf(r->options, sizeof(r->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s", r->cluster,
+             r->v2 ? "0.10" : "1.1", width, r->lazy ? ",lazy_refcounts=on" : "");
     const char *kind = "empty";
     uint64_t k = below(r, 6);
     if (k == 1 && width > 1)
@@ -155,7 +157,8 @@ static coroutine_fn void co_make_base(struct run *r)
     if (strcmp(r->base_kind, "empty") != 0) {
         shell(r, "qemu-io -f qcow2 -c 'write -q -P 201 0 %" PRIu64 "' base", half);
         if (strcmp(r->base_kind, "snapshot") == 0)
-            shell(r, "qemu-img snapshot -c one base && qemu-io -f qcow2 -c 'write -q -P 202 0 %" PRIu64 "' base", MIN(half, r->cluster * 3));
+            shell(r, "qemu-img snapshot -c one base && qemu-io -f qcow2 -c 'write -q -P 202 0 %" PRIu64 "' base",
+                  MIN(half, r->cluster * 3));
         if (strcmp(r->base_kind, "compressed") == 0)
             shell(r, "qemu-img convert -c -O qcow2 -o %s base two && mv two base", r->options);
     }
@@ -207,7 +210,9 @@ static void fill_memory(struct blk_node *node, const uint8_t *data, uint64_t len
 static coroutine_fn void co_open_all(struct run *r)
 {
     struct error *error = NULL;
-    const char *direct = settings.flags & BLK_O_DIRECT ? ",align=512,mem-align=512" : "";
+    const char *direct = !(settings.flags & BLK_O_DIRECT) ? "" :
+                         below(r, 4)                     ? ",align=512,mem-align=512" :
+                                                           ",align=4096,mem-align=4096";
     char *memory_options = xasprintf(",latency-ns=%d%s", r->workers > 1 ? 3000 : 0, direct);
 
     r->disk = co_memory(r, "disk", r->base_length, memory_options);
@@ -219,13 +224,15 @@ static coroutine_fn void co_open_all(struct run *r)
         for (uint64_t i = 0; i < size; i++)
             data[i] = (uint8_t)(i / 512 * 7 + 3);
     }
-    char *line = xasprintf("driver=blklogwrites,node-name=logging,file=disk,log.driver=file,log.filename=%s", r->log_path);
+    char *line = xasprintf("driver=blklogwrites,node-name=logging,file=disk,log.driver=file,log.filename=%s",
+                           r->log_path);
     struct opts *opts = opts_new();
     opts_parse(opts, line, NULL, true, NULL);
     r->log_node = blk_co_open(NULL, opts, settings.flags | BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, &error);
     need(r, r->log_node, "log node", error);
     opts_free(opts);
-    r->node = co_open_qcow2(r, "logging", settings.flags | BLK_O_RDWR | BLK_O_RESIZE | (below(r, 2) ? BLK_O_UNMAP : 0u), &error);
+    r->node = co_open_qcow2(r, "logging", settings.flags | BLK_O_RDWR | BLK_O_RESIZE | (below(r, 2) ? BLK_O_UNMAP : 0u),
+                            &error);
     need(r, r->node, "open", error);
     r->front = blk_front_new("powercut", r->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
     need(r, r->front, "front", error);
@@ -290,7 +297,8 @@ static coroutine_fn void co_one_operation(struct run *r)
     } else if (what < 6) {
         op->kind = CRASH_ZERO;
         op->fua = !settings.write_cache || below(r, 8) == 0;
-        ret = blk_front_co_write_zeroes(r->front, offset, length, (below(r, 2) ? BLK_REQ_MAY_UNMAP : 0u) | (op->fua ? BLK_REQ_FUA : 0u));
+        ret = blk_front_co_write_zeroes(r->front, offset, length,
+                                        (below(r, 2) ? BLK_REQ_MAY_UNMAP : 0u) | (op->fua ? BLK_REQ_FUA : 0u));
     } else if (what < 9) {
         op->kind = CRASH_ZERO;
         discard_range(r, op);
@@ -419,7 +427,8 @@ static coroutine_fn void co_check_disk(struct run *r, struct blk_node *memory, u
     int ret = blk_co_check(node, &check, 0, &error);
     if (ret < 0 || check.corruptions || check.check_errors) {
         check_by_qemu(r, time);
-        die(r, "clock %" PRIu64 ", %s: %" PRIu64 " corruptions, %" PRIu64 " errors", time, what, check.corruptions, check.check_errors);
+        die(r, "clock %" PRIu64 ", %s: %" PRIu64 " corruptions, %" PRIu64 " errors", time, what, check.corruptions,
+            check.check_errors);
     }
     ret = blk_co_read(node, 0, content, r->size);
     if (ret < 0)
@@ -506,8 +515,8 @@ static coroutine_fn int co_main(void *arg)
         states += r.states;
         checked += r.checked_by_qemu;
     }
-    printf("%s: %u workloads, %" PRIu64 " disks after a cut, %" PRIu64 " of them checked by qemu-img too\n", settings.mode,
-           settings.workloads, states, checked);
+    printf("%s: %u workloads, %" PRIu64 " disks after a cut, %" PRIu64 " of them checked by qemu-img too\n",
+           settings.mode, settings.workloads, states, checked);
     return 0;
 }
 
@@ -518,8 +527,11 @@ int main(int argc, char **argv)
         return 2;
     }
     const char *quick = getenv("QUICK");
-    settings = (struct settings){ .mode = argv[1], .workloads = (unsigned)atoi(argv[2]), .samples = (unsigned)atoi(argv[3]),
-                                  .seed = strtoull(argv[4], NULL, 10), .quick = quick && *quick == '1' };
+    settings = (struct settings){ .mode = argv[1],
+                                  .workloads = (unsigned)atoi(argv[2]),
+                                  .samples = (unsigned)atoi(argv[3]),
+                                  .seed = strtoull(argv[4], NULL, 10),
+                                  .quick = quick && *quick == '1' };
     if (blk_cache_mode_parse(settings.mode, &settings.flags, &settings.write_cache) < 0)
         return 2;
     settings.unsafe = settings.flags & BLK_O_NO_FLUSH;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Several loops at once on one qcow2 image: stress LOOPS SECONDS SEED [FILE [OPTIONS]].
+ * Several loops at once on one qcow2 image: stress LOOPS SECONDS SEED [FILE|- [OPTIONS [PREPARE]]].
  *
- * Each loop runs several coroutines that read, write, zero, discard and flush. An operation first takes its range of sectors in the
- * model, so that no two that overlap are under way at once; sectors of one cluster may well be. So each read has one right answer,
- * checked on the spot. In the end the image is closed, checked and read again. Without FILE the image is in memory.
+ * Each loop runs several coroutines that read, write, zero, discard and flush. An operation first takes its range of
+ * sectors in the model, so that no two that overlap are under way at once; sectors of one cluster may well be. So each
+ * read has one right answer, checked on the spot. In the end the image is closed, checked and read again. Without FILE
+ * the image is in memory.
  */
 #include "crash_model.h"
 #include "memory_node.h"
@@ -101,7 +102,8 @@ static void check_content(const uint8_t *content, uint64_t first, uint64_t count
         if (memcmp(wanted, content + i * 512, 512) != 0) {
             uint64_t word;
             memcpy(&word, content + i * 512, 8);
-            die("%s: sector %" PRIu64 " should hold value %" PRIu32 ", begins %016" PRIx64, when, first + i, values[first + i], word);
+            die("%s: sector %" PRIu64 " should hold value %" PRIu32 ", begins %016" PRIx64, when, first + i,
+                values[first + i], word);
         }
     }
 }
@@ -188,7 +190,7 @@ static coroutine_fn void co_worker(void *arg)
 
 struct plan {
     unsigned loops, seconds;
-    const char *file, *options;
+    const char *file, *options, *prepare;
 };
 
 static coroutine_fn struct blk_node *co_open_image(const char *file, unsigned flags, struct error **errp)
@@ -206,6 +208,23 @@ static coroutine_fn struct blk_node *co_open_image(const char *file, unsigned fl
     return opened;
 }
 
+/* Clusters full of zeroes that have to be copied when they are written: shared with a snapshot, or compressed. */
+static void prepare_image(const struct plan *plan, const char *path)
+{
+    char *command = NULL;
+
+    if (strcmp(plan->prepare, "snapshot") == 0)
+        command = xasprintf("qemu-io -f qcow2 -c 'write -q -P 0 0 %" PRIu64 "' %s && qemu-img snapshot -c one %s",
+                            DISK_BYTES, path, path);
+    else if (strcmp(plan->prepare, "compressed") == 0)
+        command = xasprintf("for i in $(seq 0 2 200); do echo write -q -c -P 0 $((i * %" PRIu64 ")) %" PRIu64
+                            "; done | qemu-io -f qcow2 %s >/dev/null",
+                            cluster, cluster, path);
+    if (!command || system(command) != 0)
+        die("cannot prepare the image: %s", plan->prepare);
+    free(command);
+}
+
 /* The image is made in a file and, without FILE, copied into the memory node. */
 static coroutine_fn struct blk_node *co_make_image(const struct plan *plan)
 {
@@ -213,9 +232,12 @@ static coroutine_fn struct blk_node *co_make_image(const struct plan *plan)
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    if (opts_parse(opts, plan->options, NULL, true, &error) < 0 || blk_co_create("qcow2", path, opts, DISK_BYTES, &error) < 0)
+    if (opts_parse(opts, plan->options, NULL, true, &error) < 0 ||
+        blk_co_create("qcow2", path, opts, DISK_BYTES, &error) < 0)
         die("%s", error_text(error));
     opts_free(opts);
+    if (plan->prepare)
+        prepare_image(plan, path);
     if (plan->file)
         return NULL;
     struct opts *memory = opts_new();
@@ -226,8 +248,8 @@ static coroutine_fn struct blk_node *co_make_image(const struct plan *plan)
     struct memory_node *m = disk ? memory_node(disk) : NULL;
     if (!f || !m)
         die("no image in memory");
-    m->data = xrealloc(m->data, DISK_BYTES);
-    m->capacity = align_up(fread(m->data, 1, DISK_BYTES, f), 512);
+    m->data = xrealloc(m->data, 2 * DISK_BYTES);
+    m->capacity = align_up(fread(m->data, 1, 2 * DISK_BYTES, f), 512);
     atomic_store(&disk->size, m->capacity);
     fclose(f);
     remove(path);
@@ -246,7 +268,8 @@ static coroutine_fn void co_verify(const struct plan *plan)
     if (blk_co_check(again, &check, 0, &error) < 0)
         die("check: %s", error_text(error));
     if (check.corruptions || check.leaks || check.check_errors)
-        die("check: %" PRIu64 " corruptions, %" PRIu64 " leaks, %" PRIu64 " errors", check.corruptions, check.leaks, check.check_errors);
+        die("check: %" PRIu64 " corruptions, %" PRIu64 " leaks, %" PRIu64 " errors", check.corruptions, check.leaks,
+            check.check_errors);
     if (blk_co_read(again, 0, buffer, DISK_BYTES) < 0)
         die("cannot be read again");
     check_content(buffer, 0, SECTORS, "at the end");
@@ -293,8 +316,8 @@ static coroutine_fn int co_main(void *arg)
         die("close: %s", strerror(-ret));
     co_verify(plan);
     blk_co_node_unref(disk);
-    printf("%u loops, %" PRIu64 " operations, %" PRIu64 " mapped, %" PRIu64 " slow\n", plan->loops, atomic_load(&operations), stats.mapped,
-           stats.slow);
+    printf("%u loops, %" PRIu64 " operations, %" PRIu64 " mapped, %" PRIu64 " slow\n", plan->loops,
+           atomic_load(&operations), stats.mapped, stats.slow);
     return 0;
 }
 
@@ -302,8 +325,8 @@ int main(int argc, char **argv)
 {
     struct plan plan = { .options = "cluster_size=65536" };
 
-    if (argc < 4 || argc > 6) {
-        fprintf(stderr, "usage: stress LOOPS SECONDS SEED [FILE|- [OPTIONS]]\n");
+    if (argc < 4 || argc > 7) {
+        fprintf(stderr, "usage: stress LOOPS SECONDS SEED [FILE|- [OPTIONS [PREPARE]]]\n");
         return 2;
     }
     plan.loops = (unsigned)atoi(argv[1]);
@@ -311,6 +334,7 @@ int main(int argc, char **argv)
     seed = strtoull(argv[3], NULL, 10);
     plan.file = argc > 4 && strcmp(argv[4], "-") != 0 ? argv[4] : NULL;
     plan.options = argc > 5 ? argv[5] : plan.options;
+    plan.prepare = argc > 6 ? argv[6] : NULL;
     const char *size = strstr(plan.options, "cluster_size=");
     cluster = size ? strtoull(size + strlen("cluster_size="), NULL, 10) : cluster;
     if (plan.loops < 1 || plan.loops > MAX_LOOPS)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* For the test of vmm-gdb.py: a process with coroutines asleep at known places, that ends by abort() where gdb looks. */
+/* For the test of vmm-gdb.py: a process with coroutines asleep at known places, that aborts where gdb looks. */
 #include <base/coroutine.h>
 #include <base/loop.h>
 #include <base/sync.h>

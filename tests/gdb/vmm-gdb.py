@@ -101,9 +101,9 @@ class VmmCoroutines(gdb.Command):
             for co in entries(loop["coroutines"], "struct co", "link"):
                 count += 1
                 state = "asleep" if co["asleep"] else "running"
+                started_as = describe(int(co["fn"])).split(" in ")[1].split(" at ")[0]
                 print("coroutine %#x of loop %#x, %s, started as %s(%#x)" % (
-                    int(co.address), int(loop.address), state, describe(int(co["fn"])).split(" in ")[1].split(" at ")[0],
-                    int(co["arg"])))
+                    int(co.address), int(loop.address), state, started_as, int(co["arg"])))
                 if co["asleep"]:
                     for number, text in enumerate(frames(co)):
                         print("    #%-2d %s" % (number, text))

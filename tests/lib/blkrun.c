@@ -8,8 +8,8 @@
  *   zero OFFSET LENGTH [unmap] [fua]            discard OFFSET LENGTH                flush
  *   resize SIZE [PREALLOCATION]                 map      info      check [leaks|all]      sleep MS      crash
  *
- * Each prints one line, "ok" or what it found; a failure prints "error: …", and the exit code is 1 unless the line began with
- * "try ". Reads and writes go through a front end, so the mapped path is used where a guest would use it.
+ * Each prints one line, "ok" or what it found; a failure prints "error: …", and the exit code is 1 unless the line
+ * began with "try ". Reads and writes go through a front end, so the mapped path is used where a guest would use it.
  */
 #include <base/compiler.h>
 #include <base/coroutine.h>
@@ -65,7 +65,8 @@ static struct opts *options(const char *text, const char *extra)
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    if ((text && opts_parse(opts, text, NULL, true, &error) < 0) || (extra && opts_parse(opts, extra, NULL, true, &error) < 0)) {
+    if ((text && opts_parse(opts, text, NULL, true, &error) < 0) ||
+        (extra && opts_parse(opts, extra, NULL, true, &error) < 0)) {
         fprintf(stderr, "blkrun: %s\n", error_text(error));
         exit(2);
     }
@@ -89,8 +90,9 @@ static coroutine_fn void co_cmd_create(char **rest)
 static coroutine_fn void co_cmd_open(char **rest)
 {
     const char *file = word(rest), *mode = word(rest);
-    unsigned flags = strcmp(mode, "rw") == 0 ? BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP : strcmp(mode, "check") == 0 ?
-                     BLK_O_RDWR | BLK_O_CHECK | BLK_O_NO_BACKING : 0;
+    unsigned flags = strcmp(mode, "rw") == 0      ? BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP
+                     : strcmp(mode, "check") == 0 ? BLK_O_RDWR | BLK_O_CHECK | BLK_O_NO_BACKING
+                                                  : 0;
     const char *text = word(rest);
     struct opts *opts = options(text, NULL);
     char *cache = opts_take(opts, "cache");
@@ -234,8 +236,8 @@ static coroutine_fn void co_cmd_map(char **rest)
             fail(NULL, ret);
             return;
         }
-        printf("%" PRIu64 " %" PRIu64 " depth=%u%s%s%s", at, st.length, st.depth, st.present ? " present" : "", st.zero ? " zero" : "",
-               st.data ? " data" : "");
+        printf("%" PRIu64 " %" PRIu64 " depth=%u%s%s%s", at, st.length, st.depth, st.present ? " present" : "",
+               st.zero ? " zero" : "", st.data ? " data" : "");
         if (st.offset_valid)
             printf(" offset=%" PRIu64, st.offset);
         printf("\n");
@@ -254,8 +256,8 @@ static coroutine_fn void co_cmd_info(char **rest)
         return;
     }
     char *text = info.format_specific ? json_dumps(info.format_specific, 0) : NULL;
-    printf("size=%" PRIu64 " cluster=%" PRIu64 " dirty=%d corrupt=%d backing=%s %s\n", info.virtual_size, info.cluster_size, info.dirty,
-           info.corrupt, info.backing_file ? info.backing_file : "-", text ? text : "");
+    printf("size=%" PRIu64 " cluster=%" PRIu64 " dirty=%d corrupt=%d backing=%s %s\n", info.virtual_size,
+           info.cluster_size, info.dirty, info.corrupt, info.backing_file ? info.backing_file : "-", text ? text : "");
     free(text);
     blk_info_finish(&info);
 }
@@ -278,9 +280,10 @@ static coroutine_fn void co_cmd_check(char **rest)
         fail(error, ret);
         return;
     }
-    printf("corruptions=%" PRIu64 " leaks=%" PRIu64 " errors=%" PRIu64 " fixed=%" PRIu64 "/%" PRIu64 " end=%" PRIu64 " clusters=%" PRIu64
-           "/%" PRIu64 "/%" PRIu64 "/%" PRIu64 "\n", check.corruptions, check.leaks, check.check_errors, check.corruptions_fixed,
-           check.leaks_fixed, check.image_end_offset, check.allocated_clusters, check.total_clusters, check.fragmented_clusters,
+    printf("corruptions=%" PRIu64 " leaks=%" PRIu64 " errors=%" PRIu64 " fixed=%" PRIu64 "/%" PRIu64 " end=%" PRIu64
+           " clusters=%" PRIu64 "/%" PRIu64 "/%" PRIu64 "/%" PRIu64 "\n",
+           check.corruptions, check.leaks, check.check_errors, check.corruptions_fixed, check.leaks_fixed,
+           check.image_end_offset, check.allocated_clusters, check.total_clusters, check.fragmented_clusters,
            check.compressed_clusters);
     if (check.corruptions || check.check_errors)
         failed = failed || !trying;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Epochs: single steps on one loop, and a torture: loops follow a pointer to a cell and look at it for some iterations,
- * writers replace the cell, wait for the epoch, and overwrite it. Any look at an overwritten cell is a failure (and under
- * ThreadSanitizer any overwrite that does not come after the last look, for cells are plain memory).
+ * writers replace the cell, wait for the epoch, and overwrite it. Any look at an overwritten cell is a failure (and
+ * under ThreadSanitizer any overwrite that does not come after the last look, for cells are plain memory).
  */
 #include "unit.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The event loop: order of posts and tasks, timers, fd readiness, eventfds, file I/O, registered files, threads. Each test
- * runs on io_uring, on poll(2) (but those that need a ring), and on io_uring with the flags that older kernels know.
+ * The event loop: order of posts and tasks, timers, fd readiness, eventfds, file I/O, registered files, threads. Each
+ * test runs on io_uring, on poll(2) (but those that need a ring), and on io_uring with the flags that older kernels know.
  */
 #include "unit.h"
 
@@ -73,7 +73,8 @@ static void test_posts_keep_order(void **state)
     posts_seen = 0;
     all_posts = false;
     for (unsigned i = 0; i < POSTERS; i++) {
-        posters[i] = (struct poster){ .loop = loop, .number = i, .posts = calloc(POSTS_EACH, sizeof(struct counted_post)) };
+        posters[i] = (struct poster){ .loop = loop, .number = i };
+        posters[i].posts = calloc(POSTS_EACH, sizeof(struct counted_post));
         pthread_create(&posters[i].thread, NULL, post_many, &posters[i]);
     }
     steps_until(loop, &all_posts);
@@ -669,6 +670,29 @@ static void test_threads_start_and_stop(void **state)
     }
 }
 
+static void *write_late(void *arg)
+{
+    usleep(50000);
+    eventfd_write(*(int *)arg, 1);
+    return NULL;
+}
+
+/* A poster that found the loop asleep may be slow: its eventfd is not closed (and its number not given to another file)
+ * before it has written. */
+static void test_free_waits_for_a_poster_on_its_way(void **state)
+{
+    struct loop *loop = test_loop(state);
+    pthread_t thread;
+    int fd = loop->wake_fd;
+    uint64_t start = loop_now_ns();
+    loop->wakes_owed++; /* as if the post itself had been taken already */
+    pthread_create(&thread, NULL, write_late, &fd);
+    loop_free(loop);
+    assert_true(loop_now_ns() - start >= 50000000);
+    pthread_join(thread, NULL);
+    *state = loop_new(NULL);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -688,6 +712,7 @@ int main(void)
         LOOP_TEST(test_fixed_file_drop_wakes_a_sleeping_loop),
         LOOP_TEST(test_polling_finds_posts_and_stops),
         LOOP_TEST(test_threads_start_and_stop),
+        LOOP_TEST(test_free_waits_for_a_poster_on_its_way),
     };
     int failed = run_on_both_backends(tests);
     unsetenv("VMM_NO_URING");

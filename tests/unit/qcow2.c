@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The parts of qcow2 that need no image: header and extensions, refcounts of every width, sets of clusters, compressed clusters. */
+/* The parts of qcow2 that need no image: header and extensions, refcounts of every width, sets of clusters,
+ * compressed clusters. */
 #include "qcow2.h"
 #include "unit.h"
 
@@ -72,8 +73,14 @@ static void sets_hold_what_was_added_and_not_removed(void **state)
 static struct qcow2_header sound_header(void)
 {
     return (struct qcow2_header){
-        .version = 3, .cluster_bits = 16, .size = 10u << 20, .l1_size = 1, .l1_offset = 0x30000, .reftable_offset = 0x10000,
-        .reftable_clusters = 1, .refcount_order = 4,
+        .version = 3,
+        .cluster_bits = 16,
+        .size = 10u << 20,
+        .l1_size = 1,
+        .l1_offset = 0x30000,
+        .reftable_offset = 0x10000,
+        .reftable_clusters = 1,
+        .refcount_order = 4,
     };
 }
 
@@ -106,7 +113,8 @@ static void unknown_features_have_their_names(void **state)
     assert_int_equal(qcow2_extensions_parse(&h, out, sizeof(out), &ext, NULL), 0);
     assert_int_equal(qcow2_features_check(0, &ext, &error), 0);
     assert_int_equal(qcow2_features_check(1u << 9 | 1u << 12, &ext, &error), -ENOTSUP);
-    assert_string_equal(error_text(error), "Unsupported qcow2 feature(s): corrupt bit, Unknown incompatible feature: 1000");
+    assert_string_equal(error_text(error),
+                        "Unsupported qcow2 feature(s): corrupt bit, Unknown incompatible feature: 1000");
     error_free(error);
 }
 
@@ -198,7 +206,9 @@ static void place_of_a_compressed_cluster(void **state)
 
 static size_t deflate_raw(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
-    z_stream z = { .next_in = (Bytef *)(uintptr_t)in, .avail_in = (uInt)in_length, .next_out = out, .avail_out = (uInt)out_length };
+    z_stream z = {
+        .next_in = (Bytef *)(uintptr_t)in, .avail_in = (uInt)in_length, .next_out = out, .avail_out = (uInt)out_length
+    };
 
     assert_int_equal(deflateInit2(&z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY), Z_OK);
     assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
@@ -213,8 +223,8 @@ static void clusters_decompress_or_fail(void **state)
     for (size_t i = 0; i < sizeof(in); i++)
         in[i] = (uint8_t)(mix(i / 9) >> 7);
     for (enum qcow2_compression how = QCOW2_ZLIB; how <= QCOW2_ZSTD; how++) {
-        size_t length = how == QCOW2_ZLIB ? deflate_raw(in, sizeof(in), packed, sizeof(packed)) :
-                                            ZSTD_compress(packed, sizeof(packed), in, sizeof(in), 3);
+        size_t length = how == QCOW2_ZLIB ? deflate_raw(in, sizeof(in), packed, sizeof(packed))
+                                          : ZSTD_compress(packed, sizeof(packed), in, sizeof(in), 3);
         memset(packed + length, 0xee, 100); /* what follows in the last sector */
         memset(out, 0, sizeof(out));
         assert_int_equal(qcow2_decompress(how, packed, length + 100, out, sizeof(out)), 0);
@@ -227,14 +237,10 @@ static void clusters_decompress_or_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refcounts_of_every_width),
-        cmocka_unit_test(sets_hold_what_was_added_and_not_removed),
-        cmocka_unit_test(a_built_header_parses_to_the_same),
-        cmocka_unit_test(unknown_features_have_their_names),
-        cmocka_unit_test(headers_cut_short_are_refused),
-        cmocka_unit_test(wrong_fields_are_named),
-        cmocka_unit_test(place_of_a_compressed_cluster),
-        cmocka_unit_test(clusters_decompress_or_fail),
+        cmocka_unit_test(refcounts_of_every_width),          cmocka_unit_test(sets_hold_what_was_added_and_not_removed),
+        cmocka_unit_test(a_built_header_parses_to_the_same), cmocka_unit_test(unknown_features_have_their_names),
+        cmocka_unit_test(headers_cut_short_are_refused),     cmocka_unit_test(wrong_fields_are_named),
+        cmocka_unit_test(place_of_a_compressed_cluster),     cmocka_unit_test(clusters_decompress_or_fail),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

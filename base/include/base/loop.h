@@ -29,7 +29,8 @@ struct epoch_loop;
 
 /* A loop for the calling thread, which becomes loop_current() there; one loop a thread. NULL and *errp on failure. */
 struct loop *loop_new(struct error **errp);
-/* On the loop's thread, when fds, events and timers are removed; runs what is still in flight to its end. Takes NULL. */
+/* On the loop's thread, when fds, events and timers are removed; runs what is still in flight to its end. Takes
+ * NULL. */
 void loop_free(struct loop *loop);
 /* The calling thread's loop, or NULL. Any thread. */
 struct loop *loop_current(void);
@@ -41,8 +42,8 @@ void loop_run(struct loop *loop, const bool *stop);
 
 /* A loop on a thread of its own (an `iothread`), named for debuggers; returns when it runs. */
 struct loop *loop_thread_start(const char *name, struct error **errp);
-/* Asks the thread to leave, once its loop has nothing in flight (I/O, pool work, posts, coroutines; fds, events and timers
- * must have been removed before), and joins it. From another thread. */
+/* Asks the thread to leave, once its loop has nothing in flight (I/O, pool work, posts, coroutines; fds, events and
+ * timers must have been removed before), and joins it. From another thread. */
 void loop_thread_stop(struct loop *loop);
 
 /* Poll this long (microseconds) for completions before sleeping. 0, the default, sleeps at once. The loop adapts below

@@ -185,6 +185,9 @@ static inline bool blk_node_writable(const struct blk_node *node) { return node-
 coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, struct opts *opts, const char *filename,
                                    unsigned flags, bool optional, struct error **errp);
 
+/* The child in this role, or NULL. Main loop, or drained; keep the pointer for requests: links below an open driver stay. */
+struct blk_node *blk_node_child(const struct blk_node *node, const char *role);
+
 /* ---- requests on nodes, for drivers and jobs: straight-line ---- */
 
 /* All: 0 or -errno. A read past the node's end gives zeroes; a write past it grows a protocol node that can grow, else is
