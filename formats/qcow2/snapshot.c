@@ -60,6 +60,7 @@ static coroutine_fn int co_read_one(struct qcow2 *s, uint64_t *at, struct qcow2_
     AUTO_FREE uint8_t *rest = malloc(length + 1);
     if (!rest)
         return -ENOMEM;
+    rest[length] = 0;
     ret = length ? blk_co_read(s->node->file, *at, rest, length) : 0;
     if (ret == 0)
         ret = parse_rest(rest, sn);

@@ -3,6 +3,7 @@
 
   tests/run                          everything
   tests/run --quick                  a choice that takes less than five minutes
+  tests/run --long                   what is random runs for hours: 2,000 sequences, 200 power-cut workloads a cache mode, …
   tests/run --list [NAME...]         the names of the tests
   tests/run NAME...                  a group (format), a test (format/backing-chain), one case or build of it
                                      (guest/filesystem:none-1, unit/coroutine@tsan), or a pattern ('unit/co*')
@@ -27,7 +28,7 @@ An executable says in comment lines at its head what it needs:
   # group-bed: yes             it runs inside the test bed (tests/bed/bed), all such tests in one boot of it
 
 It gets VMM_BUILD (folder of the build), VMM and IMG_TOOL (programs under test), TEST_TMP (an empty folder of its own),
-QUICK (1 or 0) and SEED (a number), an empty standard input, and a process group that is killed at its end. Exit status 0 passes, 77
+QUICK and LONG (1 or 0) and SEED (a number), an empty standard input, and a process group that is killed at its end. Exit status 0 passes, 77
 skips (the last line of output is the reason), anything else fails. VMM and IMG_TOOL in the caller's environment replace the built ones in
 executables: `VMM=qemu-system-x86_64 IMG_TOOL=qemu-img tests/run guest` shows what the tests make of QEMU.
 
@@ -243,7 +244,7 @@ class Runner:
         build = build_dir(job.build)
         env.setdefault("VMM", programs.get("vmm", os.path.join(build, "vmm", "vmm")))
         env.setdefault("IMG_TOOL", programs.get("img-tool", os.path.join(build, "img-tool", "img-tool")))
-        env.update(VMM_BUILD=build, TEST_TMP=folder, QUICK=str(int(self.args.quick)), SEED=str(self.seed), LC_ALL="C")
+        env.update(VMM_BUILD=build, TEST_TMP=folder, QUICK=str(int(self.args.quick)), LONG=str(int(self.args.long)), SEED=str(self.seed), LC_ALL="C")
         return env
 
     def folder(self, job):
@@ -266,7 +267,7 @@ class Runner:
                 say(f"FAIL  {job.name}: {why}, {seconds:.1f} s. Its output:")
                 for line in output.splitlines():
                     say(f"    {line}")
-                quick = "--quick " if self.args.quick else ""
+                quick = "--quick " if self.args.quick else "--long " if self.args.long else ""
                 say(f"  to repeat: SEED={self.seed} tests/run {quick}{job.name}")
 
     def execute(self, command, timeout, output, started=None, **kwargs):
@@ -340,7 +341,7 @@ class Runner:
         os.makedirs(kept, exist_ok=True)
         env = self.environment(job, folder)
         log = folder + ".log"
-        limit = 5 if self.args.quick else 20
+        limit = 5 if self.args.quick else 900 if self.args.long else 20
         job.timeout = limit + 100
         started = time.monotonic()
         status, timed_out = 0, False
@@ -577,6 +578,7 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("-j", dest="jobs", type=int, default=2)
     parser.add_argument("--keep", action="store_true")
@@ -595,6 +597,9 @@ def main():
                 return 2
         if args.names:
             jobs = [job for job in jobs if matches(job, args.names)]
+        if args.long:
+            for job in jobs:
+                job.timeout *= 20
         if args.quick:
             exact = {name.removeprefix("./").removeprefix("tests/") for name in args.names}
             jobs = [job for job in jobs if job.quick or job.name in exact]

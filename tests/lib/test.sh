@@ -10,7 +10,7 @@
 #
 # and finds itself in $TEST_TMP, an empty folder of its own, with -eu and pipefail on. It passes by reaching its end, fails
 # by `fail`, by any command that fails, or by a sanitizer's report, and is skipped by `requires` or `skip`.
-# Given by tests/run: IMG_TOOL and VMM (the programs under test), VMM_BUILD (their build), TEST_TMP, QUICK (1 or 0), SEED.
+# Given by tests/run: IMG_TOOL and VMM (the programs under test), VMM_BUILD (their build), TEST_TMP, QUICK and LONG (1 or 0), SEED.
 set -euo pipefail
 
 if [[ -z ${TEST_TMP-} ]]; then
