@@ -249,7 +249,7 @@ static void choose_range(struct run *r, uint64_t *offset, uint64_t *length)
 {
     uint64_t unit = below(r, 2) ? r->cluster : 512, sectors = r->size / 512;
 
-    *offset = below(r, 3) ? below(r, sectors) * 512 : below(r, MIN(sectors, 64)) * 512;
+    *offset = below(r, 3) ? below(r, sectors) * 512 : below(r, MIN(sectors, UINT64_C(64))) * 512;
     *length = (1 + below(r, below(r, 4) ? UINT64_C(8) : 3 * r->cluster / 512 + 40)) * 512;
     if (unit > 512 && below(r, 2)) {
         *offset = align_down(*offset, unit);

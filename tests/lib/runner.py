@@ -22,6 +22,7 @@ An executable says in comment lines at its head what it needs:
   # build: asan                which builds it tests, each counted: asan (default), release, tsan, several of them, `both`
                                for release and asan, `none` for tests of no program
   # quick: no                  left out by --quick (default: yes)
+  # long: yes                  only in --long, or where it is named (default: no)
   # timeout: 300               seconds until it is killed (default: 120)
   # cases: a b c               it runs once for each, with the case as its argument
   # quick-cases: a             those that --quick runs (default: all)
@@ -74,9 +75,9 @@ SANITIZERS = {
 class Job:
     """One run of one test."""
 
-    def __init__(self, name, command, timeout, build, quick=True, bed=False, workdir=None, env=None):
+    def __init__(self, name, command, timeout, build, quick=True, long=False, bed=False, workdir=None, env=None):
         self.name, self.command, self.timeout, self.build = name, command, timeout, build
-        self.quick, self.bed, self.workdir, self.env = quick, bed, workdir, env or {}
+        self.quick, self.long, self.bed, self.workdir, self.env = quick, long, bed, workdir, env or {}
 
     @property
     def group(self):
@@ -169,9 +170,9 @@ def read_headers(path):
             match = re.match(r"# ([a-z-]+): +(.*\S)", line)
             if match:
                 found[match[1]] = match[2]
-    known = {"build", "quick", "timeout", "cases", "quick-cases", "group-bed"}
+    known = {"build", "quick", "long", "timeout", "cases", "quick-cases", "group-bed"}
     found = {k: v for k, v in found.items() if k in known}
-    for key in ("quick", "group-bed"):
+    for key in ("quick", "long", "group-bed"):
         if found.get(key, "yes") not in ("yes", "no"):
             raise BuildFailed(f"{path}: '{key}' is yes or no, not '{found[key]}'")
     return found
@@ -198,6 +199,7 @@ def script_jobs(group):
                 full = f"{group}/{name}" + (f":{case}" if case else "") + (f"@{build}" if len(builds) > 1 else "")
                 yield Job(full, [path] + ([case] if case else []), float(head.get("timeout", 120)), build,
                           quick=head.get("quick", "yes") == "yes" and case in quick_cases,
+                          long=head.get("long") == "yes",
                           bed=head.get("group-bed") == "yes")
 
 
@@ -600,6 +602,8 @@ def main():
         if args.long:
             for job in jobs:
                 job.timeout *= 20
+        elif not args.names:
+            jobs = [job for job in jobs if not job.long]
         if args.quick:
             exact = {name.removeprefix("./").removeprefix("tests/") for name in args.names}
             jobs = [job for job in jobs if job.quick or job.name in exact]
