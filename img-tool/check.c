@@ -120,8 +120,12 @@ static coroutine_fn int co_check(struct blk_front *front, const struct check_arg
         print_json(&check, args->filename, blk_front_node(front)->driver->name);
     else if (!args->quiet)
         print_human(&check);
-    if (check.corruptions || check.check_errors)
-        return check.corruptions ? STATUS_CORRUPT : STATUS_FAILED;
+    if (check.check_errors) {
+        error_report("Check failed");
+        return STATUS_FAILED;
+    }
+    if (check.corruptions)
+        return STATUS_CORRUPT;
     return check.leaks ? STATUS_LEAKS : STATUS_OK;
 }
 
