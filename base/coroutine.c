@@ -17,20 +17,11 @@
 static _Thread_local struct co *current_co;
 static _Atomic uint64_t count_started, count_ended;
 
-struct co *co_self(void)
-{
-    return current_co;
-}
+struct co *co_self(void) { return current_co; }
 
-struct loop *co_home(const struct co *co)
-{
-    return co->home;
-}
+struct loop *co_home(const struct co *co) { return co->home; }
 
-uint64_t co_count_started(void)
-{
-    return atomic_load_explicit(&count_started, memory_order_relaxed);
-}
+uint64_t co_count_started(void) { return atomic_load_explicit(&count_started, memory_order_relaxed); }
 
 uint64_t co_count_alive(void)
 {
@@ -77,15 +68,9 @@ static void run_woken(struct co *co)
     resume(co);
 }
 
-static void task_run(struct loop_task *task)
-{
-    run_woken(container_of(task, struct co, task));
-}
+static void task_run(struct loop_task *task) { run_woken(container_of(task, struct co, task)); }
 
-static void post_run(struct loop_post *post)
-{
-    run_woken(container_of(post, struct co, post));
-}
+static void post_run(struct loop_post *post) { run_woken(container_of(post, struct co, post)); }
 
 void co_wake(struct co *co)
 {
@@ -117,10 +102,7 @@ struct sleep {
     struct co *co;
 };
 
-static void sleep_over(struct loop_timer *timer)
-{
-    co_wake(container_of(timer, struct sleep, timer)->co);
-}
+static void sleep_over(struct loop_timer *timer) { co_wake(container_of(timer, struct sleep, timer)->co); }
 
 coroutine_fn void co_sleep_ns(uint64_t ns)
 {

@@ -52,18 +52,18 @@ struct co {
     void *arg;
     bool asleep; /* in co_yield(), or not entered yet */
     bool ended;
-    atomic_uint wakes;      /* not yet consumed; above 0: `task` or `post` is queued */
-    struct loop_task task;  /* queued by the home thread */
-    struct loop_post post;  /* queued by another thread */
-    struct list link;       /* in loop->coroutines; in a pool: the pool's */
+    atomic_uint wakes;     /* not yet consumed; above 0: `task` or `post` is queued */
+    struct loop_task task; /* queued by the home thread */
+    struct loop_post post; /* queued by another thread */
+    struct list link;      /* in loop->coroutines; in a pool: the pool's */
 
     char *map; /* the mapping: guard page, stack, this struct */
     size_t map_size;
     char *stack; /* lowest usable byte */
     size_t stack_size;
     unsigned valgrind_id;
-    void *fake_stack;        /* ASan: the coroutine's, while it sleeps */
-    const void *back_stack;  /* ASan: the resumer's stack */
+    void *fake_stack;       /* ASan: the coroutine's, while it sleeps */
+    const void *back_stack; /* ASan: the resumer's stack */
     size_t back_stack_size;
     void *fiber, *back_fiber; /* TSan */
 };
@@ -81,8 +81,8 @@ void co_stack_put(struct co_pool *pool, struct co *co);
 
 /* coroutine_switch.c */
 void co_switch_prepare(struct co *co, void (*entry)(struct co *co)); /* `entry` never returns */
-void co_switch_in(struct co *co);       /* by the resumer: runs the coroutine until it switches out */
-void co_switch_entered(struct co *co);  /* first thing in `entry` */
-void co_switch_out(struct co *co);      /* by the coroutine: back to its resumer */
+void co_switch_in(struct co *co);      /* by the resumer: runs the coroutine until it switches out */
+void co_switch_entered(struct co *co); /* first thing in `entry` */
+void co_switch_out(struct co *co);     /* by the coroutine: back to its resumer */
 void co_switch_out_last(struct co *co) __attribute__((noreturn));
-void co_switch_forget(struct co *co);   /* by the resumer, after the last switch */
+void co_switch_forget(struct co *co); /* by the resumer, after the last switch */

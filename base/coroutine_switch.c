@@ -26,15 +26,12 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 
 #ifdef CO_UCONTEXT
 
-static void context_switch(struct co_context *from, struct co_context *to)
-{
-    swapcontext(&from->uc, &to->uc);
-}
+static void context_switch(struct co_context *from, struct co_context *to) { swapcontext(&from->uc, &to->uc); }
 
 /* makecontext(3) passes ints: a pointer in two halves. */
 static void context_entry(unsigned fn_high, unsigned fn_low, unsigned co_high, unsigned co_low)
 {
-    void (*entry)(struct co *co) = (void (*)(struct co *))(uintptr_t)((uint64_t)fn_high << 32 | fn_low);
+    void (*entry)(struct co * co) = (void (*)(struct co *))(uintptr_t)((uint64_t)fn_high << 32 | fn_low);
     entry((struct co *)(uintptr_t)((uint64_t)co_high << 32 | co_low));
     abort();
 }
@@ -56,10 +53,7 @@ static void context_init(struct co *co, void (*entry)(struct co *co))
 void co_asm_switch(void **save_sp, void *to_sp);
 void co_asm_entry(void);
 
-static void context_switch(struct co_context *from, struct co_context *to)
-{
-    co_asm_switch(&from->sp, to->sp);
-}
+static void context_switch(struct co_context *from, struct co_context *to) { co_asm_switch(&from->sp, to->sp); }
 
 /* Lays out what co_asm_switch pops. The frame pointer is 0: a walk up the frames ends here. */
 static void context_init(struct co *co, void (*entry)(struct co *co))
@@ -81,8 +75,8 @@ static void context_init(struct co *co, void (*entry)(struct co *co))
     uint64_t fpcr;
     memset(sp, 0, 22 * sizeof(*sp));
     __asm__("mrs %0, fpcr" : "=r"(fpcr));
-    sp[0] = (uintptr_t)entry; /* x19 */
-    sp[1] = (uintptr_t)co;    /* x20 */
+    sp[0] = (uintptr_t)entry;         /* x19 */
+    sp[1] = (uintptr_t)co;            /* x20 */
     sp[11] = (uintptr_t)co_asm_entry; /* x30 */
     sp[20] = fpcr;
 #endif

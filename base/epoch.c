@@ -69,10 +69,7 @@ static uint64_t update_safe(void)
     return atomic_load_explicit(&epoch_safe, memory_order_relaxed);
 }
 
-uint64_t epoch_retire(void)
-{
-    return atomic_fetch_add_explicit(&epoch_global, 1, memory_order_seq_cst);
-}
+uint64_t epoch_retire(void) { return atomic_fetch_add_explicit(&epoch_global, 1, memory_order_seq_cst); }
 
 bool epoch_passed(uint64_t epoch)
 {

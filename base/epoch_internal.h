@@ -10,11 +10,11 @@
 #define EPOCH_QUIESCENT UINT64_MAX
 
 struct epoch_loop {
-    bool pinned;       /* is `oldest` something else than EPOCH_QUIESCENT? */
-    unsigned present;  /* index of the counter that new requests go to */
-    unsigned count[2]; /* requests in flight */
-    uint64_t epoch[2]; /* that they count as having entered in */
-    struct list link;  /* the records of all loops, under epoch.c's lock */
+    bool pinned;                          /* is `oldest` something else than EPOCH_QUIESCENT? */
+    unsigned present;                     /* index of the counter that new requests go to */
+    unsigned count[2];                    /* requests in flight */
+    uint64_t epoch[2];                    /* that they count as having entered in */
+    struct list link;                     /* the records of all loops, under epoch.c's lock */
     _Alignas(64) _Atomic uint64_t oldest; /* published: no request in flight entered before this epoch */
 };
 

@@ -30,25 +30,13 @@ struct loop_registry loop_registry = {
 /* Coroutines never change threads, so a TLS address that the compiler keeps across a yield stays right. */
 static _Thread_local struct loop *current_loop;
 
-struct loop *loop_current(void)
-{
-    return current_loop;
-}
+struct loop *loop_current(void) { return current_loop; }
 
-void loop_set_current(struct loop *loop)
-{
-    current_loop = loop;
-}
+void loop_set_current(struct loop *loop) { current_loop = loop; }
 
-const struct loop_stats *loop_stats(const struct loop *loop)
-{
-    return &loop->stats;
-}
+const struct loop_stats *loop_stats(const struct loop *loop) { return &loop->stats; }
 
-struct epoch_loop *loop_epoch(struct loop *loop)
-{
-    return &loop->epoch;
-}
+struct epoch_loop *loop_epoch(struct loop *loop) { return &loop->epoch; }
 
 void loop_set_poll_us(struct loop *loop, unsigned poll_us)
 {
@@ -64,8 +52,8 @@ void loop_post(struct loop *loop, struct loop_post *post)
     struct loop_post *first = atomic_load_explicit(&loop->posts, memory_order_relaxed);
     do {
         post->next = first == POSTS_ASLEEP ? NULL : first;
-    } while (!atomic_compare_exchange_weak_explicit(&loop->posts, &first, post, memory_order_acq_rel,
-                                                    memory_order_relaxed));
+    } while (
+        !atomic_compare_exchange_weak_explicit(&loop->posts, &first, post, memory_order_acq_rel, memory_order_relaxed));
     if (first != POSTS_ASLEEP)
         return;
     while (eventfd_write(wake_fd, 1) < 0) {
@@ -74,10 +62,7 @@ void loop_post(struct loop *loop, struct loop_post *post)
     }
 }
 
-bool loop_posts_waiting(struct loop *loop)
-{
-    return atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL;
-}
+bool loop_posts_waiting(struct loop *loop) { return atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL; }
 
 bool loop_posts_sleep(struct loop *loop)
 {

@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 enum {
-    EVENT_ARMED = 1 << 0,   /* a read is with the ring */
-    EVENT_BY_FD = 1 << 1,   /* event->lfd is in use instead */
+    EVENT_ARMED = 1 << 0, /* a read is with the ring */
+    EVENT_BY_FD = 1 << 1, /* event->lfd is in use instead */
     EVENT_REMOVED = 1 << 2,
 };
 
@@ -80,10 +80,7 @@ void loop_event_add(struct loop *loop, struct loop_event *event)
         watch_fd(event);
 }
 
-static void lfd_removed(struct loop_fd *lfd)
-{
-    was_removed(container_of(lfd, struct loop_event, lfd));
-}
+static void lfd_removed(struct loop_fd *lfd) { was_removed(container_of(lfd, struct loop_event, lfd)); }
 
 void loop_event_remove(struct loop_event *event, void (*removed)(struct loop_event *event))
 {

@@ -60,10 +60,7 @@ static void polled(struct loop_io *io, int32_t result)
     arm(lfd);
 }
 
-bool loop_fd_polled(const struct loop_fd *lfd)
-{
-    return lfd->events && !(lfd->state & LFD_REMOVED);
-}
+bool loop_fd_polled(const struct loop_fd *lfd) { return lfd->events && !(lfd->state & LFD_REMOVED); }
 
 void loop_fd_add(struct loop *loop, struct loop_fd *lfd)
 {

@@ -65,10 +65,7 @@ void loop_fixed_init(struct loop *loop)
     loop->fixed.drops_seen = atomic_load_explicit(&loop_registry.drops, memory_order_relaxed);
 }
 
-void loop_fixed_finish(struct loop *loop)
-{
-    free(loop->fixed.map);
-}
+void loop_fixed_finish(struct loop *loop) { free(loop->fixed.map); }
 
 static bool table_usable(struct loop *loop)
 {

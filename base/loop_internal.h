@@ -33,13 +33,13 @@ enum {
 #define LOOP_NO_WAIT 0
 
 struct loop_fixed {
-    bool tried, usable;          /* is the table registered with the kernel? */
-    uint64_t drops_seen;         /* of loop_registry.drops */
-    uint8_t *map;                /* by fd: slot + 1, 0 unknown, LOOP_FIXED_REFUSED */
+    bool tried, usable;  /* is the table registered with the kernel? */
+    uint64_t drops_seen; /* of loop_registry.drops */
+    uint8_t *map;        /* by fd: slot + 1, 0 unknown, LOOP_FIXED_REFUSED */
     size_t map_size;
-    int fds[LOOP_FIXED_SLOTS];   /* by slot, -1 free; written under the registry's lock, which droppers read it under */
+    int fds[LOOP_FIXED_SLOTS]; /* by slot, -1 free; written under the registry's lock, which droppers read it under */
     bool stale[LOOP_FIXED_SLOTS]; /* registry's lock: the slot's fd was dropped */
-    bool posted;                 /* registry's lock: `post` is queued */
+    bool posted;                  /* registry's lock: `post` is queued */
     struct loop_post post;
 };
 

@@ -17,9 +17,7 @@
 #include <string.h>
 #include <time.h>
 
-static void ignore_result(struct loop_io *io, int32_t result)
-{
-}
+static void ignore_result(struct loop_io *io, int32_t result) {}
 
 /* Of cancels: their result tells nothing that the cancelled operation's own does not. */
 static struct loop_io ignored = { .done = ignore_result };
@@ -69,15 +67,9 @@ void loop_ring_finish(struct loop *loop)
     free(loop->stash);
 }
 
-struct io_uring *loop_ring(struct loop *loop)
-{
-    return loop->has_ring ? &loop->ring : NULL;
-}
+struct io_uring *loop_ring(struct loop *loop) { return loop->has_ring ? &loop->ring : NULL; }
 
-unsigned loop_io_in_flight(const struct loop *loop)
-{
-    return loop->in_flight;
-}
+unsigned loop_io_in_flight(const struct loop *loop) { return loop->in_flight; }
 
 /* ---- entering the kernel ---- */
 
@@ -138,7 +130,8 @@ void loop_ring_stash(struct loop *loop)
         loop->stash = xrealloc(loop->stash, room * sizeof(*loop->stash));
         loop->stash_room = room;
     }
-    io_uring_for_each_cqe(&loop->ring, head, cqe) {
+    io_uring_for_each_cqe(&loop->ring, head, cqe)
+    {
         if (loop->stash_count == loop->stash_room)
             break;
         memcpy(&loop->stash[loop->stash_count++], cqe, sizeof(*cqe));

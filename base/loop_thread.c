@@ -92,10 +92,7 @@ struct loop *loop_thread_start(const char *name, struct error **errp)
     return loop;
 }
 
-static void stop_posted(struct loop_post *post)
-{
-    container_of(post, struct loop_thread, stop_post)->stop = true;
-}
+static void stop_posted(struct loop_post *post) { container_of(post, struct loop_thread, stop_post)->stop = true; }
 
 void loop_thread_stop(struct loop *loop)
 {

@@ -155,10 +155,7 @@ static void co_work_run(struct pool_work *work)
     w->result = w->fn(w->arg);
 }
 
-static void co_work_done(struct pool_work *work)
-{
-    co_wake(container_of(work, struct co_work, work)->co);
-}
+static void co_work_done(struct pool_work *work) { co_wake(container_of(work, struct co_work, work)->co); }
 
 coroutine_fn int pool_co_run(int (*fn)(void *arg), void *arg)
 {

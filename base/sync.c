@@ -18,10 +18,7 @@ struct waiter {
     bool writer; /* of a rwlock */
 };
 
-static struct waiter *first_waiter(struct list *waiters)
-{
-    return list_first(waiters, struct waiter, link);
-}
+static struct waiter *first_waiter(struct list *waiters) { return list_first(waiters, struct waiter, link); }
 
 /* Wakes all of a list that nobody else sees. */
 static void wake_all(struct list *waiters)
@@ -204,15 +201,9 @@ static coroutine_fn void co_rwlock_take(struct co_rwlock *l, bool writer)
         co_yield();
 }
 
-coroutine_fn void co_rwlock_read(struct co_rwlock *l)
-{
-    co_rwlock_take(l, false);
-}
+coroutine_fn void co_rwlock_read(struct co_rwlock *l) { co_rwlock_take(l, false); }
 
-coroutine_fn void co_rwlock_write(struct co_rwlock *l)
-{
-    co_rwlock_take(l, true);
-}
+coroutine_fn void co_rwlock_write(struct co_rwlock *l) { co_rwlock_take(l, true); }
 
 void co_rwlock_unlock(struct co_rwlock *l)
 {

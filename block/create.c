@@ -27,8 +27,8 @@ static void check_key(const char *key, const char *value, void *arg)
 }
 
 /* The file, open for writing by the layout. */
-static coroutine_fn struct blk_node *co_make_file(const struct blk_driver *protocol, const char *filename, const struct opts *options,
-                                                  struct error **errp)
+static coroutine_fn struct blk_node *co_make_file(const struct blk_driver *protocol, const char *filename,
+                                                  const struct opts *options, struct error **errp)
 {
     struct blk_create create = { .filename = filename, .options = options, .size = 0 };
 
@@ -41,7 +41,8 @@ static coroutine_fn struct blk_node *co_make_file(const struct blk_driver *proto
     return blk_co_open_node(filename, NULL, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, true, NULL, errp);
 }
 
-coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size, struct error **errp)
+coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
+                               struct error **errp)
 {
     const struct blk_driver *driver = blk_driver_find(format);
     const struct blk_driver *protocol;

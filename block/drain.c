@@ -46,10 +46,7 @@ coroutine_fn void blk_co_front_settle(struct blk_front *front)
 
 /* ---- the drainer's side ---- */
 
-static void hold(struct blk_front *front)
-{
-    atomic_fetch_add(&front->held, 1u);
-}
+static void hold(struct blk_front *front) { atomic_fetch_add(&front->held, 1u); }
 
 static void release(struct blk_front *front)
 {
@@ -90,7 +87,4 @@ coroutine_fn void blk_co_drain_begin(struct blk_node *node)
     co_settle_above(node);
 }
 
-void blk_drain_end(struct blk_node *node)
-{
-    each_front(node, release);
-}
+void blk_drain_end(struct blk_node *node) { each_front(node, release); }

@@ -11,7 +11,8 @@
 
 /* ---- life ---- */
 
-struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigned perm, unsigned shared, struct error **errp)
+struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigned perm, unsigned shared,
+                                struct error **errp)
 {
     struct blk_front *front = aligned_alloc(64, sizeof(*front));
 
@@ -62,15 +63,9 @@ const char *blk_front_name(const struct blk_front *front) { return front->name; 
 uint64_t blk_front_size(struct blk_front *front) { return blk_node_size(front->node); }
 bool blk_front_writable(const struct blk_front *front) { return front->open_flags & BLK_O_RDWR; }
 
-void blk_front_set_write_cache(struct blk_front *front, bool on)
-{
-    atomic_store(&front->write_cache, on);
-}
+void blk_front_set_write_cache(struct blk_front *front, bool on) { atomic_store(&front->write_cache, on); }
 
-bool blk_front_write_cache(const struct blk_front *front)
-{
-    return atomic_load(&front->write_cache);
-}
+bool blk_front_write_cache(const struct blk_front *front) { return atomic_load(&front->write_cache); }
 
 const struct blk_limits *blk_front_limits(const struct blk_front *front)
 {
@@ -106,10 +101,7 @@ struct front_lane *front_lane(struct blk_front *front)
     return &front->lanes[lane];
 }
 
-static uint64_t get(const _Atomic uint64_t *counter)
-{
-    return atomic_load_explicit(counter, memory_order_relaxed);
-}
+static uint64_t get(const _Atomic uint64_t *counter) { return atomic_load_explicit(counter, memory_order_relaxed); }
 
 void blk_front_stats(const struct blk_front *front, struct blk_stats *stats)
 {
@@ -146,7 +138,13 @@ static coroutine_fn int co_submit_and_wait(struct blk_front *front, enum blk_op 
                                            const struct iovec *iov, int iov_count, unsigned flags)
 {
     struct waiting_request waiting = {
-        .request = { .op = op, .flags = flags, .offset = offset, .length = length, .iov = iov, .iov_count = iov_count, .done = wake_caller },
+        .request = { .op = op,
+                     .flags = flags,
+                     .offset = offset,
+                     .length = length,
+                     .iov = iov,
+                     .iov_count = iov_count,
+                     .done = wake_caller },
         .co = co_self(),
     };
 
@@ -155,7 +153,8 @@ static coroutine_fn int co_submit_and_wait(struct blk_front *front, enum blk_op 
     return waiting.result;
 }
 
-coroutine_fn int blk_front_co_readv(struct blk_front *front, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+coroutine_fn int blk_front_co_readv(struct blk_front *front, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                    int iov_count)
 {
     return co_submit_and_wait(front, BLK_OP_READ, offset, length, iov, iov_count, 0);
 }
@@ -173,7 +172,8 @@ coroutine_fn int blk_front_co_read(struct blk_front *front, uint64_t offset, voi
     return blk_front_co_readv(front, offset, length, &iov, 1);
 }
 
-coroutine_fn int blk_front_co_write(struct blk_front *front, uint64_t offset, const void *buffer, uint64_t length, unsigned flags)
+coroutine_fn int blk_front_co_write(struct blk_front *front, uint64_t offset, const void *buffer, uint64_t length,
+                                    unsigned flags)
 {
     struct iovec iov = { (void *)(uintptr_t)buffer, length };
 
@@ -195,7 +195,8 @@ coroutine_fn int blk_front_co_flush(struct blk_front *front)
     return co_submit_and_wait(front, BLK_OP_FLUSH, 0, 0, NULL, 0, 0);
 }
 
-coroutine_fn int blk_front_co_truncate(struct blk_front *front, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+coroutine_fn int blk_front_co_truncate(struct blk_front *front, uint64_t size, bool exact, const char *prealloc,
+                                       struct error **errp)
 {
     if (!blk_front_writable(front))
         return error_set(errp, -EACCES, "Image is read-only");

@@ -57,7 +57,8 @@ static void set_shortcut(struct blk_node *parent, const char *role, struct blk_n
         parent->backing = node;
 }
 
-struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *front, const char *role, struct blk_node *node)
+struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *front, const char *role,
+                                   struct blk_node *node)
 {
     struct blk_child *child = xcalloc(1, sizeof(*child));
 

@@ -9,7 +9,8 @@ struct blk_node *blk_node_new(const struct blk_driver *driver, const char *name,
 void blk_node_free(struct blk_node *node);
 /* Links `node` (takes over the caller's reference) below a parent node or a front end; exactly one of them is not NULL.
  * Sets the shortcuts. Permissions start as nothing done, all shared: blk_perm_set_child() comes next. */
-struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *front, const char *role, struct blk_node *node);
+struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *front, const char *role,
+                                   struct blk_node *node);
 /* Unlinks and returns the node, whose reference is the caller's again. */
 struct blk_node *blk_child_detach(struct blk_child *child);
 /* Calls fn for every node that is open. */

@@ -28,7 +28,10 @@ const struct opt_desc blk_node_options[] = {
     { .name = "read-only", .type = OPT_BOOL, .help = "open read-only" },
     { .name = "auto-read-only", .type = OPT_BOOL, .help = "open read-only where the image may not be written" },
     { .name = "discard", .type = OPT_ENUM, .values = discard_words, .help = "pass discards on to the host" },
-    { .name = "detect-zeroes", .type = OPT_ENUM, .values = detect_zeroes_words, .help = "turn writes of zeroes into holes" },
+    { .name = "detect-zeroes",
+      .type = OPT_ENUM,
+      .values = detect_zeroes_words,
+      .help = "turn writes of zeroes into holes" },
     { .name = "cache.direct", .type = OPT_BOOL, .help = "bypass the host's page cache (O_DIRECT)" },
     { .name = "cache.no-flush", .type = OPT_BOOL, .help = "ignore flushes: a power cut may lose everything" },
     { .name = "force-share", .type = OPT_BOOL, .help = "read although others write" },
@@ -60,7 +63,8 @@ int blk_cache_mode_parse(const char *mode, unsigned *flags, bool *write_cache)
     return -EINVAL;
 }
 
-static int flag_option(struct opts *opts, const char *key, unsigned bit, bool inverse, unsigned *flags, struct error **errp)
+static int flag_option(struct opts *opts, const char *key, unsigned bit, bool inverse, unsigned *flags,
+                       struct error **errp)
 {
     bool on = false;
     int ret = opts_bool(opts, blk_node_options, key, &on, errp);
@@ -92,9 +96,12 @@ static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
         return ret;
     ret = opts_enum(opts, blk_node_options, "detect-zeroes", &word, errp);
     if (ret > 0 && word == 2 && !(*flags & BLK_O_UNMAP))
-        return error_set(errp, -EINVAL, "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+        return error_set(errp, -EINVAL,
+                         "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
     if (ret > 0)
-        *flags = (*flags & ~(unsigned)BLK_O_DETECT_MASK) | (word == 0 ? 0u : word == 1 ? BLK_O_DETECT_ZEROES : BLK_O_DETECT_UNMAP);
+        *flags = (*flags & ~(unsigned)BLK_O_DETECT_MASK) | (word == 0   ? 0u
+                                                            : word == 1 ? BLK_O_DETECT_ZEROES
+                                                                        : BLK_O_DETECT_UNMAP);
     if (ret < 0)
         return ret;
     if ((*flags & (BLK_O_RDWR | BLK_O_FORCE_SHARE)) == (BLK_O_RDWR | BLK_O_FORCE_SHARE))
@@ -150,7 +157,8 @@ const struct blk_driver *blk_protocol_for(const char *filename, struct error **e
 
 /* ---- opening ---- */
 
-static int set_protocol_filename(const struct blk_driver *driver, const char *filename, struct opts *opts, struct error **errp)
+static int set_protocol_filename(const struct blk_driver *driver, const char *filename, struct opts *opts,
+                                 struct error **errp)
 {
     if (!filename || opts_has(opts, "filename"))
         return 0;
@@ -181,8 +189,9 @@ static coroutine_fn void co_drop_half_open(struct blk_node *node)
 }
 
 /* Opens a node whose driver is known. opts (everything but driver and node-name) is consumed. */
-static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *driver, const char *name, const char *filename,
-                                                  struct opts *opts, unsigned flags, struct blk_node *opened_for, struct error **errp)
+static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *driver, const char *name,
+                                                  const char *filename, struct opts *opts, unsigned flags,
+                                                  struct blk_node *opened_for, struct error **errp)
 {
     if (name && blk_node_find(name)) {
         error_set(errp, -EEXIST, "Duplicate nodes with node-name='%s'", name);
@@ -219,7 +228,8 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
 /* Opens the protocol node below a format that has to be probed and finds the format. Leaves opts with file=NODE-NAME; the node is
  * the caller's to drop. */
 static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, struct opts *opts, unsigned flags,
-                                                       struct blk_node *opened_for, const struct blk_driver **driver, struct error **errp)
+                                                       struct blk_node *opened_for, const struct blk_driver **driver,
+                                                       struct error **errp)
 {
     struct opts *file_opts = opts_take_prefix(opts, "file");
     char *reference = opts_take(opts, "file");
@@ -249,10 +259,7 @@ static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, str
     return file;
 }
 
-static void overlay_option(const char *key, const char *value, void *arg)
-{
-    opts_set(arg, key, value);
-}
+static void overlay_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
 
 /* json:{…} as options, with what was given beside it on top. Replaces *opts. */
 static int unfold_json(const char *filename, struct opts **opts, struct error **errp)
@@ -272,8 +279,8 @@ static int unfold_json(const char *filename, struct opts **opts, struct error **
 }
 
 /* A protocol opened by its name alone is what a format's "file" child wants; elsewhere the format above it is probed. */
-coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags, bool want_protocol,
-                                               struct blk_node *opened_for, struct error **errp)
+coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags,
+                                               bool want_protocol, struct blk_node *opened_for, struct error **errp)
 {
     struct opts *opts = given ? opts_clone(given) : opts_new();
     struct blk_node *node = NULL, *file = NULL;
@@ -325,7 +332,8 @@ out:
     return node;
 }
 
-coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags, struct error **errp)
+coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags,
+                                          struct error **errp)
 {
     return blk_co_open_node(filename, opts, flags, false, NULL, errp);
 }
@@ -336,7 +344,8 @@ unsigned blk_child_flags(const char *role, unsigned flags)
 {
     flags &= ~(unsigned)(BLK_O_PROBED | BLK_O_DETECT_MASK);
     if (strcmp(role, "backing") == 0)
-        return flags & ~(unsigned)(BLK_O_RDWR | BLK_O_DSYNC | BLK_O_UNMAP | BLK_O_RESIZE | BLK_O_CHECK | BLK_O_AUTO_RDONLY);
+        return flags &
+               ~(unsigned)(BLK_O_RDWR | BLK_O_DSYNC | BLK_O_UNMAP | BLK_O_RESIZE | BLK_O_CHECK | BLK_O_AUTO_RDONLY);
     /* Formats decide themselves what to discard; what they do decide shall reach the host. */
     return (flags & ~(unsigned)BLK_O_NO_BACKING) | BLK_O_UNMAP;
 }
@@ -357,7 +366,8 @@ static int refuse_loops(struct blk_node *parent, const char *filename, struct er
     for (struct blk_node *above = parent; above; above = above->opened_for) {
         AUTO_FREE char *name = real_name(above->filename);
         if (++depth > MAX_DEPTH)
-            return error_set(errp, -ELOOP, "The backing chain of '%s' is longer than %d images", filename ? filename : "?", MAX_DEPTH);
+            return error_set(errp, -ELOOP, "The backing chain of '%s' is longer than %d images",
+                             filename ? filename : "?", MAX_DEPTH);
         if (wanted && name && strcmp(wanted, name) == 0)
             return error_set(errp, -ELOOP, "Backing file '%s' creates an infinite loop.", filename);
     }
@@ -399,7 +409,8 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
         parent->open_flags &= ~(unsigned)BLK_O_RDWR;
     }
     struct blk_child *child = blk_child_attach(parent, NULL, role, node);
-    ret = blk_perm_set_child(child, (parent->open_flags & BLK_O_NO_IO) ? 0 : BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL, errp);
+    ret = blk_perm_set_child(child, (parent->open_flags & BLK_O_NO_IO) ? 0 : BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL,
+                             errp);
     if (ret < 0)
         blk_co_node_unref(blk_child_detach(child));
 out:

@@ -6,8 +6,8 @@
 
 /* blk_co_open() with all its knobs: want_protocol opens `filename` by its protocol instead of probing a format;
  * opened_for is the parent, for finding loops. */
-coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags, bool want_protocol,
-                                               struct blk_node *opened_for, struct error **errp);
+coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags,
+                                               bool want_protocol, struct blk_node *opened_for, struct error **errp);
 /* The flags that a child in this role is opened with. */
 unsigned blk_child_flags(const char *role, unsigned flags);
 /* Gives node->filename to a node that was opened by options: the plain name where that says all, else json:{…}. */

@@ -30,7 +30,8 @@ char *blk_path_combine(const char *base, const char *name)
 /* Only "driver" and the file's own name (and the common keys, which a name does not carry): then the name says all. */
 static void find_more_than_a_name(const char *key, const char *value, void *arg)
 {
-    static const char *const plain[] = { "driver", "filename", "file", "file.driver", "file.filename", "node-name", "file.node-name" };
+    static const char *const plain[] = { "driver",        "filename",  "file",          "file.driver",
+                                         "file.filename", "node-name", "file.node-name" };
     bool *more = arg;
 
     (void)value;

@@ -14,10 +14,7 @@
 
 static const char *const perm_names[] = { "consistent read", "write", "write unchanged", "resize" };
 
-static const char *perm_name(unsigned perm)
-{
-    return perm_names[__builtin_ctz(perm)];
-}
+static const char *perm_name(unsigned perm) { return perm_names[__builtin_ctz(perm)]; }
 
 static void rules_by_role(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm,
                           unsigned *child_shared)
@@ -123,7 +120,4 @@ int blk_perm_set_child(struct blk_child *child, unsigned perm, unsigned shared, 
     return ret;
 }
 
-void blk_perm_refresh(struct blk_node *node)
-{
-    refresh(node, NULL);
-}
+void blk_perm_refresh(struct blk_node *node) { refresh(node, NULL); }

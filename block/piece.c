@@ -7,11 +7,11 @@
  * registered as a tracked range first, so that no other write to that block is lost.
  */
 #include "piece.h"
-#include "iov.h"
 #include "tracked.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
+#include <block/iov.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -33,10 +33,7 @@ int iov_view_init(struct iov_view *view, const struct iovec *iov, int iov_count,
     return view->allocated ? 0 : -ENOMEM;
 }
 
-void iov_view_finish(struct iov_view *view)
-{
-    free(view->allocated);
-}
+void iov_view_finish(struct iov_view *view) { free(view->allocated); }
 
 /* ---- limits ---- */
 
@@ -116,11 +113,19 @@ static void wake_submitter(struct blk_io *io, int result)
     co_wake(waiting->co);
 }
 
-coroutine_fn int piece_co_submit(const struct blk_target *t, enum blk_op op, unsigned flags, const struct iovec *iov, int iov_count)
+coroutine_fn int piece_co_submit(const struct blk_target *t, enum blk_op op, unsigned flags, const struct iovec *iov,
+                                 int iov_count)
 {
     struct waiting_io waiting = {
-        .io = { .node = t->node, .loop = loop_current(), .op = op, .flags = flags, .offset = t->offset, .length = t->length,
-                .iov = iov, .iov_count = iov_count, .done = wake_submitter },
+        .io = { .node = t->node,
+                .loop = loop_current(),
+                .op = op,
+                .flags = flags,
+                .offset = t->offset,
+                .length = t->length,
+                .iov = iov,
+                .iov_count = iov_count,
+                .done = wake_submitter },
         .co = co_self(),
     };
 
@@ -160,7 +165,7 @@ static coroutine_fn int co_read_bounced(struct blk_target *t, const struct iovec
         return -ENOMEM;
     int ret = co_submit_buffer(&blocks, BLK_OP_READ, 0, buffer);
     if (ret == 0)
-        iov_copy(iov, iov_count, done, t->length, buffer + head, IOV_FROM_BUFFER);
+        iov_from_buffer(iov, iov_count, done, buffer + head, t->length);
     return ret;
 }
 
@@ -181,7 +186,8 @@ coroutine_fn int piece_co_read(struct blk_target *t, const struct iovec *iov, in
 
 /* ---- write ---- */
 
-static coroutine_fn int co_write_bounced(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done, unsigned flags)
+static coroutine_fn int co_write_bounced(const struct blk_target *t, const struct iovec *iov, int iov_count,
+                                         uint64_t done, unsigned flags)
 {
     struct blk_target part = *t;
     uint64_t written = 0;
@@ -191,13 +197,14 @@ static coroutine_fn int co_write_bounced(const struct blk_target *t, const struc
     for (; written < t->length && ret == 0; written += part.length) {
         part.offset = t->offset + written;
         part.length = MIN(t->length - written, (uint64_t)BOUNCE_MAX);
-        iov_copy(iov, iov_count, done + written, part.length, buffer, IOV_TO_BUFFER);
+        iov_to_buffer(iov, iov_count, done + written, buffer, part.length);
         ret = co_submit_buffer(&part, BLK_OP_WRITE, flags, buffer);
     }
     return ret;
 }
 
-coroutine_fn int piece_co_write(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done, unsigned flags)
+coroutine_fn int piece_co_write(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done,
+                                unsigned flags)
 {
     struct iov_view view;
     int ret = iov_view_init(&view, iov, iov_count, done, t->length);
@@ -210,7 +217,8 @@ coroutine_fn int piece_co_write(const struct blk_target *t, const struct iovec *
 }
 
 /* One block, of which the piece is a part. */
-static coroutine_fn int co_rewrite_block(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done, unsigned flags)
+static coroutine_fn int co_rewrite_block(const struct blk_target *t, const struct iovec *iov, int iov_count,
+                                         uint64_t done, unsigned flags)
 {
     uint64_t alignment = t->node->limits.request_alignment;
     uint64_t head = t->offset & (alignment - 1);
@@ -224,7 +232,7 @@ static coroutine_fn int co_rewrite_block(const struct blk_target *t, const struc
     int ret = co_submit_buffer(&block, BLK_OP_READ, 0, buffer);
     if (ret < 0)
         return ret;
-    iov_copy(iov, iov_count, done, t->length, buffer + head, IOV_TO_BUFFER);
+    iov_to_buffer(iov, iov_count, done, buffer + head, t->length);
     return co_submit_buffer(&block, BLK_OP_WRITE, flags, buffer);
 }
 

@@ -27,11 +27,13 @@ bool piece_limit_discard(struct blk_target *t, uint64_t *length);
 /* Aligned, and no rewriter is active on the node. */
 bool piece_is_plain(const struct blk_target *t);
 
-coroutine_fn int piece_co_submit(const struct blk_target *t, enum blk_op op, unsigned flags, const struct iovec *iov, int iov_count);
+coroutine_fn int piece_co_submit(const struct blk_target *t, enum blk_op op, unsigned flags, const struct iovec *iov,
+                                 int iov_count);
 /* Reads a piece into iov from `done` on; any alignment. May shorten t->length. */
 coroutine_fn int piece_co_read(struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done);
 /* Writes an aligned piece. May shorten t->length where memory has to be bounced: then it loops itself. */
-coroutine_fn int piece_co_write(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done, unsigned flags);
+coroutine_fn int piece_co_write(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done,
+                                unsigned flags);
 
 /* How to walk to the same piece again. */
 struct piece_again {

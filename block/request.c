@@ -6,12 +6,12 @@
  * epoch; where a driver has to act, the epoch is left first, because drivers wait. Metadata that is not in memory is loaded and
  * the walk repeated.
  */
-#include "iov.h"
 #include "piece.h"
 #include "walk.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
+#include <block/iov.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -26,10 +26,7 @@ static coroutine_fn int co_load_cold(const struct blk_target *t, enum blk_op op)
     return t->node->driver->co_load(t->node, op, t->offset, t->length);
 }
 
-static bool is_cold(const struct blk_target *t)
-{
-    return t->kind == BLK_SLOW && (t->flags & BLK_EXTENT_COLD);
-}
+static bool is_cold(const struct blk_target *t) { return t->kind == BLK_SLOW && (t->flags & BLK_EXTENT_COLD); }
 
 static coroutine_fn int co_read_slow(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done)
 {
@@ -47,14 +44,15 @@ static coroutine_fn int co_read_slow(const struct blk_target *t, const struct io
 
 /* ---- read ---- */
 
-coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                              int iov_count)
 {
     uint64_t size = blk_node_size(node), done = 0;
     uint64_t inside = offset >= size ? 0 : MIN(length, size - offset);
     struct blk_target t;
     int ret = 0;
 
-    iov_copy(iov, iov_count, inside, length - inside, NULL, IOV_FILL_ZERO);
+    iov_zero(iov, iov_count, inside, length - inside);
     while (done < inside && ret == 0) {
         struct loop *loop = loop_current();
         unsigned token = epoch_enter(loop);
@@ -62,7 +60,7 @@ coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t l
         if (t.kind == BLK_DATA)
             ret = piece_co_read(&t, iov, iov_count, done);
         else if (t.kind == BLK_ZERO)
-            iov_copy(iov, iov_count, done, t.length, NULL, IOV_FILL_ZERO);
+            iov_zero(iov, iov_count, done, t.length);
         epoch_exit(loop, token);
         if (t.kind == BLK_SLOW) {
             ret = co_read_slow(&t, iov, iov_count, done);
@@ -95,8 +93,8 @@ static int check_change(struct blk_node *node, uint64_t offset, uint64_t length)
 }
 
 /* One piece of a write, *length bytes at the most; says in *length how many it did, 0 where the walk has to be repeated. */
-static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, uint64_t *length, const struct iovec *iov, int iov_count,
-                                       uint64_t done, unsigned flags)
+static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, uint64_t *length,
+                                       const struct iovec *iov, int iov_count, uint64_t done, unsigned flags)
 {
     struct loop *loop = loop_current();
     unsigned token = epoch_enter(loop);
@@ -132,8 +130,8 @@ static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, u
     return ret;
 }
 
-coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                               unsigned flags)
+coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                               int iov_count, unsigned flags)
 {
     uint64_t done = 0;
     int ret = check_change(node, offset, length);
@@ -146,7 +144,8 @@ coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t 
     return ret;
 }
 
-coroutine_fn int blk_co_write(struct blk_node *node, uint64_t offset, const void *buffer, uint64_t length, unsigned flags)
+coroutine_fn int blk_co_write(struct blk_node *node, uint64_t offset, const void *buffer, uint64_t length,
+                              unsigned flags)
 {
     struct iovec iov = { (void *)(uintptr_t)buffer, length };
 
@@ -190,7 +189,8 @@ static coroutine_fn int co_zeroes_piece(struct blk_node *node, uint64_t offset, 
             return co_load_cold(&t, BLK_OP_WRITE_ZEROES);
         }
         *length = t.asked_length;
-        ret = t.node->driver->co_write_zeroes ? t.node->driver->co_write_zeroes(t.node, t.offset, t.asked_length, flags) : -ENOTSUP;
+        ret = t.node->driver->co_write_zeroes ? t.node->driver->co_write_zeroes(t.node, t.offset, t.asked_length, flags)
+                                              : -ENOTSUP;
     }
     if ((ret == -ENOTSUP || ret == -EOPNOTSUPP) && !(flags & BLK_REQ_NO_FALLBACK))
         ret = co_write_zero_buffers(node, offset, *length, flags);
@@ -277,12 +277,14 @@ coroutine_fn int blk_co_flush(struct blk_node *node)
 
 /* ---- resize ---- */
 
-coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                 struct error **errp)
 {
     if (!blk_node_writable(node))
         return error_set(errp, -EACCES, "Image is read-only");
     if (size > INT64_MAX)
-        return error_set(errp, -EFBIG, "Required too big image size, it must be not greater than %lld", (long long)INT64_MAX);
+        return error_set(errp, -EFBIG, "Required too big image size, it must be not greater than %lld",
+                         (long long)INT64_MAX);
     if (!node->driver->co_truncate)
         return error_set(errp, -ENOTSUP, "Image format driver does not support resize");
     return node->driver->co_truncate(node, size, exact, prealloc, errp);

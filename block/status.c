@@ -71,7 +71,8 @@ static coroutine_fn int co_follow(struct blk_node *node, struct blk_extent *exte
     return 0;
 }
 
-coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint64_t offset, uint64_t length, struct blk_status *status)
+coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint64_t offset, uint64_t length,
+                               struct blk_status *status)
 {
     struct blk_extent extent;
 

@@ -11,12 +11,12 @@
  * aligned: none of them is for here, request_co() takes them over.
  */
 #include "front_internal.h"
-#include "iov.h"
 #include "walk.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
 #include <base/log.h>
+#include <block/iov.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -48,10 +48,7 @@ static void free_parts_of_thread(void *unused)
     }
 }
 
-__attribute__((constructor)) static void make_parts_key(void)
-{
-    pthread_key_create(&parts_key, free_parts_of_thread);
-}
+__attribute__((constructor)) static void make_parts_key(void) { pthread_key_create(&parts_key, free_parts_of_thread); }
 
 static struct part *part_get(void)
 {
@@ -155,22 +152,17 @@ static coroutine_fn int co_perform(struct blk_request *r)
     struct blk_node *node = r->front->node;
 
     switch (r->op) {
-    case BLK_OP_READ:
-        return blk_co_readv(node, r->offset, r->length, r->iov, r->iov_count);
+    case BLK_OP_READ: return blk_co_readv(node, r->offset, r->length, r->iov, r->iov_count);
     case BLK_OP_WRITE:
         if (wants_zero_detection(r) && iov_is_zero(r->iov, r->iov_count)) {
             bool unmap = (r->front->open_flags & BLK_O_DETECT_MASK) == BLK_O_DETECT_UNMAP;
             return blk_co_write_zeroes(node, r->offset, r->length, r->flags | (unmap ? BLK_REQ_MAY_UNMAP : 0u));
         }
         return blk_co_writev(node, r->offset, r->length, r->iov, r->iov_count, r->flags);
-    case BLK_OP_WRITE_ZEROES:
-        return blk_co_write_zeroes(node, r->offset, r->length, r->flags);
-    case BLK_OP_DISCARD:
-        return blk_co_discard(node, r->offset, r->length);
-    case BLK_OP_FLUSH:
-        return blk_co_flush(node);
-    default:
-        return -EINVAL;
+    case BLK_OP_WRITE_ZEROES: return blk_co_write_zeroes(node, r->offset, r->length, r->flags);
+    case BLK_OP_DISCARD: return blk_co_discard(node, r->offset, r->length);
+    case BLK_OP_FLUSH: return blk_co_flush(node);
+    default: return -EINVAL;
     }
 }
 
@@ -240,7 +232,8 @@ static bool submit_parts(struct blk_request *request, struct blk_target *first)
         if (count == 0)
             *t = *first;
         else
-            blk_walk(request->front->node, request->op, request->flags, request->offset + done, request->length - done, t);
+            blk_walk(request->front->node, request->op, request->flags, request->offset + done, request->length - done,
+                     t);
         if (t->kind != BLK_ZERO && !target_takes(t, request->op))
             return false;
         done += t->length;
@@ -267,7 +260,7 @@ static bool submit_parts(struct blk_request *request, struct blk_target *first)
     done = 0;
     for (unsigned i = 0; i < count; done += targets[i++].length) {
         if (targets[i].kind == BLK_ZERO)
-            iov_copy(request->iov, request->iov_count, done, targets[i].length, NULL, IOV_FILL_ZERO);
+            iov_zero(request->iov, request->iov_count, done, targets[i].length);
     }
     request->parts = data_parts;
     if (data_parts == 0) {

@@ -22,7 +22,8 @@ static bool earlier_overlaps(struct blk_node *node, const struct blk_tracked *mi
 }
 
 /* Returns the epoch after which no write is in flight that has not seen the list. */
-static coroutine_fn uint64_t co_register(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset, uint64_t length)
+static coroutine_fn uint64_t co_register(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
+                                         uint64_t length)
 {
     tracked->offset = offset;
     tracked->length = length;
@@ -38,12 +39,14 @@ static coroutine_fn uint64_t co_register(struct blk_node *node, struct blk_track
     return epoch;
 }
 
-coroutine_fn void blk_co_tracked_rewrite(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset, uint64_t length)
+coroutine_fn void blk_co_tracked_rewrite(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
+                                         uint64_t length)
 {
     epoch_co_wait(co_register(node, tracked, offset, length));
 }
 
-coroutine_fn void blk_co_tracked_write(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset, uint64_t length)
+coroutine_fn void blk_co_tracked_write(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
+                                       uint64_t length)
 {
     co_register(node, tracked, offset, length);
 }

@@ -18,7 +18,9 @@ struct blk_tracked {
 
 /* A rewriter's: afterwards no other write to the range is in flight or starts before blk_tracked_end(). Not from inside an
  * epoch. */
-coroutine_fn void blk_co_tracked_rewrite(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset, uint64_t length);
+coroutine_fn void blk_co_tracked_rewrite(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
+                                         uint64_t length);
 /* A plain write's, where node->tracking is not 0: waits for rewriters of the range that came before. */
-coroutine_fn void blk_co_tracked_write(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset, uint64_t length);
+coroutine_fn void blk_co_tracked_write(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
+                                       uint64_t length);
 void blk_tracked_end(struct blk_node *node, struct blk_tracked *tracked);

@@ -70,7 +70,8 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
 /* May this go to the protocol node as it is? */
 static inline bool blk_request_aligned(const struct blk_limits *limits, uint64_t offset, uint64_t length)
 {
-    return ((offset | length) & (limits->request_alignment - 1)) == 0 && (!limits->max_transfer || length <= limits->max_transfer);
+    return ((offset | length) & (limits->request_alignment - 1)) == 0 &&
+           (!limits->max_transfer || length <= limits->max_transfer);
 }
 
 static inline bool blk_memory_aligned(const struct blk_limits *limits, const struct iovec *iov, int iov_count)

@@ -26,7 +26,10 @@ static void print_text(const char *text)
 static void print_value(const struct opt_desc *option)
 {
     static const char *const words[] = {
-        [OPT_STRING] = "text", [OPT_BOOL] = "on | off", [OPT_NUMBER] = "number", [OPT_SIZE] = "size",
+        [OPT_STRING] = "text",
+        [OPT_BOOL] = "on | off",
+        [OPT_NUMBER] = "number",
+        [OPT_SIZE] = "size",
     };
     if (option->type != OPT_ENUM) {
         fputs(words[option->type], stdout);

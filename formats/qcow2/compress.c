@@ -207,7 +207,7 @@ coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, uint64_t entry, uint6
         return ret;
     ret = d->result;
     if (ret == 0)
-        qcow2_iov_from_buffer(iov, iov_count, 0, d->data + qcow2_in_cluster(s, offset), length);
+        iov_from_buffer(iov, iov_count, 0, d->data + qcow2_in_cluster(s, offset), length);
     co_mutex_lock(&s->lock);
     unref_decoded(d);
     co_mutex_unlock(&s->lock);

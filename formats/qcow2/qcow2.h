@@ -24,6 +24,7 @@
 #include <base/list.h>
 #include <base/sync.h>
 #include <block/image.h>
+#include <block/iov.h>
 #include <block/node.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -512,12 +513,6 @@ coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, uint64_t entry, uint6
 int qcow2_decompress(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length);
 void qcow2_decoded_forget(struct qcow2 *s, uint64_t guest_cluster); /* its entry changes. Lock held */
 void qcow2_decoded_free(struct qcow2 *s);
-
-/* iov.c: parts of a buffer list */
-int qcow2_iov_slice(const struct iovec *iov, int iov_count, uint64_t skip, uint64_t length, struct iovec *out);
-void qcow2_iov_zero(const struct iovec *iov, int iov_count, uint64_t skip, uint64_t length);
-void qcow2_iov_from_buffer(const struct iovec *iov, int iov_count, uint64_t skip, const void *buffer, uint64_t length);
-void qcow2_iov_to_buffer(const struct iovec *iov, int iov_count, uint64_t skip, void *buffer, uint64_t length);
 
 /* ---- create.c, truncate.c, check.c, info.c ---- */
 

@@ -36,13 +36,13 @@ static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t
     uint64_t end = backing ? MIN(blk_node_size(backing), blk_node_size(s->node)) : 0;
     uint64_t below = offset < end ? MIN(length, end - offset) : 0;
 
-    qcow2_iov_zero(iov, iov_count, below, length - below);
+    iov_zero(iov, iov_count, below, length - below);
     if (below == 0)
         return 0;
     struct iovec *part = malloc((size_t)iov_count * sizeof(*part));
     if (!part)
         return -ENOMEM;
-    int count = qcow2_iov_slice(iov, iov_count, 0, below, part);
+    int count = iov_slice(iov, iov_count, 0, below, part, iov_count);
     int ret = blk_co_readv(backing, offset, below, part, count);
     free(part);
     return ret;
@@ -57,7 +57,7 @@ coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t o
         return blk_co_readv(s->node->file, (entry & QCOW2_OFFSET_MASK) + qcow2_in_cluster(s, offset), length, iov,
                             iov_count);
     case QCOW2_IS_COMPRESSED: return qcow2_co_read_compressed(s, entry, offset, length, iov, iov_count);
-    default: qcow2_iov_zero(iov, iov_count, 0, length); return 0;
+    default: iov_zero(iov, iov_count, 0, length); return 0;
     }
 }
 
@@ -110,7 +110,7 @@ coroutine_fn int qcow2_co_read(struct blk_node *node, uint64_t offset, uint64_t 
 
     while (ret == 0 && done < length) {
         uint64_t step = MIN(length - done, s->cluster_size - qcow2_in_cluster(s, offset + done));
-        int count = qcow2_iov_slice(iov, iov_count, done, step, part);
+        int count = iov_slice(iov, iov_count, done, step, part, iov_count);
         ret = co_read_cluster(s, offset + done, step, part, count);
         done += step;
     }

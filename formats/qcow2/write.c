@@ -234,7 +234,7 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
     if (ret < 0)
         return ret;
     co_mutex_unlock(&s->lock);
-    int count = qcow2_iov_slice(iov, iov_count, skip, p.length, scratch + 1);
+    int count = iov_slice(iov, iov_count, skip, p.length, scratch + 1, iov_count);
     if (p.how == IN_PLACE)
         ret = blk_co_writev(s->node->file, p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
     else

@@ -210,9 +210,9 @@ static void fill_memory(struct blk_node *node, const uint8_t *data, uint64_t len
 static coroutine_fn void co_open_all(struct run *r)
 {
     struct error *error = NULL;
-    const char *direct = !(settings.flags & BLK_O_DIRECT) ? "" :
-                         below(r, 4)                     ? ",align=512,mem-align=512" :
-                                                           ",align=4096,mem-align=4096";
+    const char *direct = !(settings.flags & BLK_O_DIRECT) ? ""
+                         : below(r, 4)                    ? ",align=512,mem-align=512"
+                                                          : ",align=4096,mem-align=4096";
     char *memory_options = xasprintf(",latency-ns=%d%s", r->workers > 1 ? 3000 : 0, direct);
 
     r->disk = co_memory(r, "disk", r->base_length, memory_options);

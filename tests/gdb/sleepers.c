@@ -17,10 +17,7 @@ static __attribute__((noinline)) void waits_for_ever(int depth)
     __asm__ volatile(""); /* no tail call: each level has a frame; also below */
 }
 
-static void deep_sleeper(void *arg)
-{
-    waits_for_ever(3);
-}
+static void deep_sleeper(void *arg) { waits_for_ever(3); }
 
 static void lock_holder(void *arg)
 {

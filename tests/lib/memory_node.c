@@ -22,7 +22,8 @@ static coroutine_fn int memory_co_open(struct blk_node *node, struct opts *opts,
     uint64_t align = 1, mem_align = 1;
 
     (void)flags;
-    if (opts_size(opts, memory_options, "size", &m->capacity, errp) < 0 || opts_size(opts, memory_options, "align", &align, errp) < 0 ||
+    if (opts_size(opts, memory_options, "size", &m->capacity, errp) < 0 ||
+        opts_size(opts, memory_options, "align", &align, errp) < 0 ||
         opts_size(opts, memory_options, "mem-align", &mem_align, errp) < 0 ||
         opts_number(opts, memory_options, "latency-ns", &m->latency_ns, errp) < 0)
         return -EINVAL;
@@ -91,19 +92,14 @@ static int perform(struct blk_io *io)
         grow(node, m, io->offset + io->length);
         transfer(m, io);
         break;
-    case BLK_OP_FLUSH:
-        m->flushes++;
-        break;
+    case BLK_OP_FLUSH: m->flushes++; break;
     case BLK_OP_WRITE_ZEROES:
         m->zeroes++;
         grow(node, m, io->offset + io->length);
         memset(m->data + io->offset, 0, io->length);
         break;
-    case BLK_OP_DISCARD:
-        m->discards++;
-        break;
-    default:
-        break;
+    case BLK_OP_DISCARD: m->discards++; break;
+    default: break;
     }
     pthread_mutex_unlock(&m->lock);
     return 0;
@@ -154,7 +150,8 @@ static void memory_submit(struct blk_node *node, struct blk_io *io)
     }
 }
 
-static coroutine_fn int memory_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp)
+static coroutine_fn int memory_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                           struct error **errp)
 {
     struct memory_node *m = node->state;
 

@@ -47,7 +47,8 @@ static coroutine_fn int layer_co_open(struct blk_node *node, struct opts *opts, 
     return ret;
 }
 
-static void layer_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length, struct blk_extent *e)
+static void layer_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                      struct blk_extent *e)
 {
     struct layer *layer = node->state;
 
@@ -60,7 +61,8 @@ static void layer_map(struct blk_node *node, enum blk_op op, unsigned flags, uin
     unsigned block = (unsigned)(offset / BLOCK), place = layer->place[block];
     e->length = MIN(length, BLOCK - offset % BLOCK);
     /* Neighbours that lie next to each other are one extent. */
-    for (unsigned next = block + 1; place >= PLACE_AT && e->length < length && next < BLOCKS && layer->place[next] == place + (next - block);
+    for (unsigned next = block + 1;
+         place >= PLACE_AT && e->length < length && next < BLOCKS && layer->place[next] == place + (next - block);
          next++)
         e->length = MIN(length, e->length + BLOCK);
     if (place >= PLACE_AT) {
@@ -84,7 +86,8 @@ static coroutine_fn int layer_co_load(struct blk_node *node, enum blk_op op, uin
     return 0;
 }
 
-static coroutine_fn int layer_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count)
+static coroutine_fn int layer_co_read(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                      int iov_count)
 {
     struct layer *layer = node->state;
 
@@ -95,8 +98,8 @@ static coroutine_fn int layer_co_read(struct blk_node *node, uint64_t offset, ui
     return 0;
 }
 
-static coroutine_fn int layer_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                                       unsigned flags)
+static coroutine_fn int layer_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                       int iov_count, unsigned flags)
 {
     struct layer *layer = node->state;
 
@@ -133,7 +136,8 @@ static struct blk_node *open_text(const char *text, unsigned flags, struct error
 static struct blk_front *front_on(struct blk_node *node)
 {
     struct error *error = NULL;
-    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
+    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            &error);
 
     if (!front)
         fail_msg("%s", error_text(error));
@@ -163,7 +167,11 @@ static void fill(struct blk_node *memory)
 
 #define TEST_CO(name) \
     static int co_##name(void *arg); \
-    static void test_##name(void **state) { (void)state; assert_int_equal(co_run(loop, co_##name, NULL), 0); } \
+    static void test_##name(void **state) \
+    { \
+        (void)state; \
+        assert_int_equal(co_run(loop, co_##name, NULL), 0); \
+    } \
     static coroutine_fn int co_##name(void *arg __attribute__((unused)))
 
 /* ---- the mapped path ---- */
@@ -215,7 +223,8 @@ TEST_CO(cold_and_slow_places_start_one)
 TEST_CO(absent_places_ask_the_backing_child)
 {
     struct error *error = NULL;
-    struct blk_node *node = open_text("driver=layer,file.driver=memory,file.size=1M,backing.driver=memory,backing.size=6k", BLK_O_RDWR, &error);
+    struct blk_node *node = open_text(
+        "driver=layer,file.driver=memory,file.size=1M,backing.driver=memory,backing.size=6k", BLK_O_RDWR, &error);
     uint8_t buffer[3 * BLOCK];
 
     assert_non_null(node);
@@ -375,10 +384,7 @@ static void flood_done(struct blk_request *request, int result)
         flood_next(r);
 }
 
-static void flood_start(struct loop_post *post)
-{
-    flood_next(container_of(post, struct flood_request, post));
-}
+static void flood_start(struct loop_post *post) { flood_next(container_of(post, struct flood_request, post)); }
 
 TEST_CO(drain_waits_for_every_loop)
 {
@@ -432,7 +438,8 @@ static void expect_refused(const char *text, unsigned flags, const char *message
 TEST_CO(bad_options_are_refused_by_name)
 {
     expect_refused("driver=memory,siez=5", 0, "Block protocol 'memory' doesn't support the option 'siez'");
-    expect_refused("driver=layer,file.driver=memory,foo.bar=1", 0, "Block format 'layer' does not support the option 'foo.bar'");
+    expect_refused("driver=layer,file.driver=memory,foo.bar=1", 0,
+                   "Block format 'layer' does not support the option 'foo.bar'");
     expect_refused("driver=nothing", 0, "Unknown driver 'nothing'");
     expect_refused("driver=layer", 0, "A block device must be specified for \"file\"");
     expect_refused("driver=layer,file=nobody", 0, "Cannot find device='' nor node-name='nobody'");
@@ -448,7 +455,8 @@ TEST_CO(permissions_of_two_users_must_agree)
 
     assert_non_null(writer);
     assert_null(blk_front_new("w2", node, BLK_PERM_WRITE, BLK_PERM_ALL, &error));
-    assert_string_equal(error_text(error), "Conflicts with use by a front end as 'root', which does not allow 'write' on m");
+    assert_string_equal(error_text(error),
+                        "Conflicts with use by a front end as 'root', which does not allow 'write' on m");
     error_free(error);
     error = NULL;
     struct blk_front *reader = blk_front_new("r", node, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL, &error);

@@ -301,10 +301,7 @@ static __attribute__((noinline)) unsigned overflow(unsigned depth)
     return frame[0] + (depth ? overflow(depth - 1) : 0) + frame[0];
 }
 
-static void overflows(void *arg)
-{
-    overflow(1u << 20);
-}
+static void overflows(void *arg) { overflow(1u << 20); }
 
 /* An overflow hits the guard page: the process ends by a signal (or a sanitizer's report), it does not go on. */
 static void test_overflow_ends_the_process(void **state)

@@ -151,7 +151,6 @@ static int replace_cells(void *arg)
     return 0;
 }
 
-
 static void replace_there(void *arg)
 {
     replace_cells(NULL);
@@ -185,10 +184,8 @@ static void test_nothing_is_reused_too_early(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        LOOP_TEST(test_quiescent_loops_hold_nothing_up),
-        LOOP_TEST(test_request_holds_its_epoch),
-        LOOP_TEST(test_overlapping_requests_pass),
-        LOOP_TEST(test_waiter_is_woken),
+        LOOP_TEST(test_quiescent_loops_hold_nothing_up), LOOP_TEST(test_request_holds_its_epoch),
+        LOOP_TEST(test_overlapping_requests_pass),       LOOP_TEST(test_waiter_is_woken),
         LOOP_TEST(test_nothing_is_reused_too_early),
     };
     return run_on_both_backends(tests);

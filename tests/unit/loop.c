@@ -206,10 +206,7 @@ struct test_fd {
     bool drain, pause, remove, removed;
 };
 
-static void fd_removed(struct loop_fd *lfd)
-{
-    container_of(lfd, struct test_fd, lfd)->removed = true;
-}
+static void fd_removed(struct loop_fd *lfd) { container_of(lfd, struct test_fd, lfd)->removed = true; }
 
 static void fd_ready(struct loop_fd *lfd, short revents)
 {
@@ -282,7 +279,11 @@ static void test_fd_modify_changes_what_is_waited_for(void **state)
     int fds[2];
     assert_int_equal(pipe(fds), 0);
     /* The writing end is writable at once, and has an error once the reader is gone. */
-    struct test_fd t = { .lfd = { .fd = fds[1], .events = POLLOUT, .ready = fd_ready, } };
+    struct test_fd t = { .lfd = {
+                             .fd = fds[1],
+                             .events = POLLOUT,
+                             .ready = fd_ready,
+                         } };
     loop_fd_add(loop, &t.lfd);
     while (t.calls < 2)
         loop_step(loop, true);
@@ -334,10 +335,7 @@ struct test_event {
     bool remove, removed;
 };
 
-static void event_removed(struct loop_event *event)
-{
-    container_of(event, struct test_event, event)->removed = true;
-}
+static void event_removed(struct loop_event *event) { container_of(event, struct test_event, event)->removed = true; }
 
 static void event_signalled(struct loop_event *event, uint64_t count)
 {
@@ -388,15 +386,9 @@ static void events_are_exact(struct loop *loop, int flags)
     close(fd);
 }
 
-static void test_events_lose_nothing(void **state)
-{
-    events_are_exact(test_loop(state), 0);
-}
+static void test_events_lose_nothing(void **state) { events_are_exact(test_loop(state), 0); }
 
-static void test_events_nonblocking(void **state)
-{
-    events_are_exact(test_loop(state), EFD_NONBLOCK);
-}
+static void test_events_nonblocking(void **state) { events_are_exact(test_loop(state), EFD_NONBLOCK); }
 
 /* ---- the ring ---- */
 
@@ -594,8 +586,9 @@ static void test_fixed_file_drop_wakes_a_sleeping_loop(void **state)
     int fds[2];
     char c;
     assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
-    struct remote_fixed r = { .post.fn = register_remotely, .fd = fds[1], .lock = PTHREAD_MUTEX_INITIALIZER,
-                              .cond = PTHREAD_COND_INITIALIZER };
+    struct remote_fixed r = {
+        .post.fn = register_remotely, .fd = fds[1], .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER
+    };
     call_remotely(other, &r);
     assert_true(r.slot >= 0);
     loop_fixed_file_drop(fds[1]);
@@ -650,10 +643,7 @@ struct late_post {
     int *ran;
 };
 
-static void posted_late(struct loop_post *post)
-{
-    ++*container_of(post, struct late_post, post)->ran;
-}
+static void posted_late(struct loop_post *post) { ++*container_of(post, struct late_post, post)->ran; }
 
 static void test_threads_start_and_stop(void **state)
 {

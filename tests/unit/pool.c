@@ -41,8 +41,9 @@ static void test_every_work_is_done(void **state)
     struct test_work *works = calloc(COUNT, sizeof(*works));
     unsigned left = COUNT;
     for (int i = 0; i < COUNT; i++) {
-        works[i] = (struct test_work){ .work.work = do_work, .work.done = work_done, .submitter = pthread_self(),
-                                       .left = &left };
+        works[i] = (struct test_work){
+            .work.work = do_work, .work.done = work_done, .submitter = pthread_self(), .left = &left
+        };
         pool_submit(&works[i].work);
     }
     assert_int_equal(left, COUNT);
@@ -78,8 +79,9 @@ static void test_grows_and_shrinks(void **state)
     gate_open = false;
     pool_set_idle_timeout_ms(100);
     for (int i = 0; i < 65; i++) {
-        works[i] = (struct test_work){ .work.work = wait_at_gate, .work.done = work_done, .submitter = pthread_self(),
-                                       .left = &left };
+        works[i] = (struct test_work){
+            .work.work = wait_at_gate, .work.done = work_done, .submitter = pthread_self(), .left = &left
+        };
         pool_submit(&works[i].work);
     }
     pthread_mutex_lock(&gate_lock);
@@ -113,10 +115,7 @@ static int runs_in_pool(void *arg)
     return 0;
 }
 
-static void runs_alone(void *arg)
-{
-    runs_in_pool(arg);
-}
+static void runs_alone(void *arg) { runs_in_pool(arg); }
 
 static void test_coroutine_waits_for_its_result(void **state)
 {

@@ -171,15 +171,9 @@ static void pipe_test(bool use_pthread)
     pthread_mutex_destroy(&p.pmutex);
 }
 
-static void test_cond_with_mutex(void **state)
-{
-    pipe_test(false);
-}
+static void test_cond_with_mutex(void **state) { pipe_test(false); }
 
-static void test_cond_with_pthread_mutex(void **state)
-{
-    pipe_test(true);
-}
+static void test_cond_with_pthread_mutex(void **state) { pipe_test(true); }
 
 struct gate {
     struct co_cond cond;
@@ -306,12 +300,8 @@ static void test_rwlock_is_fair(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        LOOP_TEST(test_mutex_excludes),
-        LOOP_TEST(test_mutex_is_fair),
-        LOOP_TEST(test_cond_with_mutex),
-        LOOP_TEST(test_cond_with_pthread_mutex),
-        LOOP_TEST(test_broadcast_wakes_all),
-        LOOP_TEST(test_rwlock_excludes),
+        LOOP_TEST(test_mutex_excludes),          LOOP_TEST(test_mutex_is_fair),       LOOP_TEST(test_cond_with_mutex),
+        LOOP_TEST(test_cond_with_pthread_mutex), LOOP_TEST(test_broadcast_wakes_all), LOOP_TEST(test_rwlock_excludes),
         LOOP_TEST(test_rwlock_is_fair),
     };
     return run_on_both_backends(tests);

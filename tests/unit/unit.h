@@ -13,10 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static inline struct loop *test_loop(void **state)
-{
-    return *state;
-}
+static inline struct loop *test_loop(void **state) { return *state; }
 
 static inline int loop_setup(void **state)
 {

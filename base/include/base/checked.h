@@ -27,8 +27,14 @@ static inline bool ranges_overlap(uint64_t a, uint64_t a_length, uint64_t b, uin
 
 /* `alignment` is a power of two. align_up() wraps where value is within alignment of 2^64: check the value first. */
 static inline uint64_t align_down(uint64_t value, uint64_t alignment) { return value & ~(alignment - 1); }
-static inline uint64_t align_up(uint64_t value, uint64_t alignment) { return (value + alignment - 1) & ~(alignment - 1); }
+static inline uint64_t align_up(uint64_t value, uint64_t alignment)
+{
+    return (value + alignment - 1) & ~(alignment - 1);
+}
 static inline bool is_aligned(uint64_t value, uint64_t alignment) { return (value & (alignment - 1)) == 0; }
 static inline bool is_power_of_two(uint64_t value) { return value && (value & (value - 1)) == 0; }
-static inline uint64_t div_round_up(uint64_t value, uint64_t divisor) { return value / divisor + (value % divisor != 0); }
+static inline uint64_t div_round_up(uint64_t value, uint64_t divisor)
+{
+    return value / divisor + (value % divisor != 0);
+}
 static inline unsigned log2_floor(uint64_t value) { return 63u - (unsigned)__builtin_clzll(value); } /* value != 0 */

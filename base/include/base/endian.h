@@ -12,10 +12,28 @@
 #include <string.h>
 
 #define ENDIAN_ACCESSORS(bits) \
-    static inline uint##bits##_t load_be##bits(const void *p) { uint##bits##_t v; memcpy(&v, p, sizeof(v)); return be##bits##toh(v); } \
-    static inline uint##bits##_t load_le##bits(const void *p) { uint##bits##_t v; memcpy(&v, p, sizeof(v)); return le##bits##toh(v); } \
-    static inline void store_be##bits(void *p, uint##bits##_t v) { v = htobe##bits(v); memcpy(p, &v, sizeof(v)); } \
-    static inline void store_le##bits(void *p, uint##bits##_t v) { v = htole##bits(v); memcpy(p, &v, sizeof(v)); }
+    static inline uint##bits##_t load_be##bits(const void *p) \
+    { \
+        uint##bits##_t v; \
+        memcpy(&v, p, sizeof(v)); \
+        return be##bits##toh(v); \
+    } \
+    static inline uint##bits##_t load_le##bits(const void *p) \
+    { \
+        uint##bits##_t v; \
+        memcpy(&v, p, sizeof(v)); \
+        return le##bits##toh(v); \
+    } \
+    static inline void store_be##bits(void *p, uint##bits##_t v) \
+    { \
+        v = htobe##bits(v); \
+        memcpy(p, &v, sizeof(v)); \
+    } \
+    static inline void store_le##bits(void *p, uint##bits##_t v) \
+    { \
+        v = htole##bits(v); \
+        memcpy(p, &v, sizeof(v)); \
+    }
 ENDIAN_ACCESSORS(16)
 ENDIAN_ACCESSORS(32)
 ENDIAN_ACCESSORS(64)
@@ -43,7 +61,10 @@ static inline const void *byte_reader_take(struct byte_reader *r, size_t count)
 
 #define READER(name, bits) \
     static inline uint##bits##_t byte_reader_##name(struct byte_reader *r) \
-    { const void *p = byte_reader_take(r, bits / 8); return p ? load_##name(p) : 0; }
+    { \
+        const void *p = byte_reader_take(r, bits / 8); \
+        return p ? load_##name(p) : 0; \
+    }
 READER(be16, 16)
 READER(be32, 32)
 READER(be64, 64)

@@ -34,10 +34,10 @@ void error_hint(struct error **errp, const char *fmt, ...) __attribute__((format
 /* Moves src into *errp, or frees it where errp is NULL or already holds one. src may be NULL. */
 void error_propagate(struct error **errp, struct error *src);
 
-const char *error_text(const struct error *error);       /* the sentence; never NULL; valid while the error lives */
-const char *error_hint_text(const struct error *error);  /* NULL where there is none */
-int error_code(const struct error *error);               /* the negative errno it was set with */
-void error_free(struct error *error);                    /* takes NULL */
+const char *error_text(const struct error *error);      /* the sentence; never NULL; valid while the error lives */
+const char *error_hint_text(const struct error *error); /* NULL where there is none */
+int error_code(const struct error *error);              /* the negative errno it was set with */
+void error_free(struct error *error);                   /* takes NULL */
 
 /* Prints "NAME: sentence\n" on standard error, and the hint if hints are on; frees the error. NULL prints nothing. */
 void error_report_free(struct error *error);

@@ -23,7 +23,7 @@ enum opt_type { OPT_STRING, OPT_BOOL, OPT_NUMBER, OPT_SIZE, OPT_ENUM };
 struct opt_desc {
     const char *name; /* NULL ends a table */
     enum opt_type type;
-    const char *def;  /* default as text, NULL: none */
+    const char *def; /* default as text, NULL: none */
     const char *help;
     const char *const *values; /* OPT_ENUM: NULL-terminated */
     char default_suffix;       /* OPT_SIZE: 'B' where 0 */
@@ -65,7 +65,8 @@ char *opts_take(struct opts *opts, const char *key);
  * Return 1 where the key was given, 0 where it was absent (*out is then the default, or untouched where there is none),
  * negative errno and *errp otherwise. The key must be in the table (asserted).
  */
-int opts_string(struct opts *opts, const struct opt_desc *table, const char *key, const char **out, struct error **errp);
+int opts_string(struct opts *opts, const struct opt_desc *table, const char *key, const char **out,
+                struct error **errp);
 int opts_bool(struct opts *opts, const struct opt_desc *table, const char *key, bool *out, struct error **errp);
 int opts_number(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);
 int opts_size(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);

@@ -16,7 +16,8 @@ struct blk_front;
 
 /* A front end on `node` (adds a reference) that does `perm` and lets others do `shared` (BLK_PERM_*). NULL and *errp
  * where another user of the node, in this process or another, does not allow it. */
-struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigned perm, unsigned shared, struct error **errp);
+struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigned perm, unsigned shared,
+                                struct error **errp);
 /* Waits for its requests, flushes if it may write, drops the node. Returns the first error that means loss. Takes NULL. */
 coroutine_fn int blk_co_front_free(struct blk_front *front);
 
@@ -43,7 +44,7 @@ coroutine_fn void blk_co_front_settle(struct blk_front *front);
 
 struct blk_request {
     enum blk_op op;
-    unsigned flags; /* BLK_REQ_* */
+    unsigned flags;          /* BLK_REQ_* */
     uint64_t offset, length; /* FLUSH: 0 */
     const struct iovec *iov; /* READ and WRITE: covers exactly length; it and the memory stay until done */
     int iov_count;
@@ -53,7 +54,7 @@ struct blk_request {
     struct blk_front *front;
     struct loop *loop;
     unsigned epoch;
-    unsigned parts;  /* submissions not yet done */
+    unsigned parts; /* submissions not yet done */
     int result;
     uint64_t start_ns;
     struct list link;
@@ -66,16 +67,19 @@ struct blk_request {
 /* The request may lie anywhere: outside the node's size it fails with -EIO, a write to a read-only front end with -EPERM. */
 void blk_submit(struct blk_front *front, struct blk_request *request);
 
-coroutine_fn int blk_front_co_readv(struct blk_front *front, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
+coroutine_fn int blk_front_co_readv(struct blk_front *front, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                    int iov_count);
 coroutine_fn int blk_front_co_writev(struct blk_front *front, uint64_t offset, uint64_t length, const struct iovec *iov,
                                      int iov_count, unsigned flags);
 coroutine_fn int blk_front_co_read(struct blk_front *front, uint64_t offset, void *buffer, uint64_t length);
-coroutine_fn int blk_front_co_write(struct blk_front *front, uint64_t offset, const void *buffer, uint64_t length, unsigned flags);
+coroutine_fn int blk_front_co_write(struct blk_front *front, uint64_t offset, const void *buffer, uint64_t length,
+                                    unsigned flags);
 coroutine_fn int blk_front_co_write_zeroes(struct blk_front *front, uint64_t offset, uint64_t length, unsigned flags);
 coroutine_fn int blk_front_co_discard(struct blk_front *front, uint64_t offset, uint64_t length);
 coroutine_fn int blk_front_co_flush(struct blk_front *front);
 /* Drains, then resizes the root node. Main loop. */
-coroutine_fn int blk_front_co_truncate(struct blk_front *front, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+coroutine_fn int blk_front_co_truncate(struct blk_front *front, uint64_t size, bool exact, const char *prealloc,
+                                       struct error **errp);
 
 /* ---- error policy: rerror=, werror= ---- */
 

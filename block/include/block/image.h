@@ -10,7 +10,8 @@
  * read-only, auto-read-only, discard, detect-zeroes, force-share, and the driver's own. Without `driver` the format is
  * probed. Returns a node with one reference, or NULL.
  */
-coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags, struct error **errp);
+coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags,
+                                          struct error **errp);
 /* An open node by its node-name, or NULL; adds no reference. */
 struct blk_node *blk_node_find(const char *name);
 struct blk_node *blk_node_ref(struct blk_node *node);
@@ -36,7 +37,8 @@ struct blk_create {
 };
 /* Creates `filename` in a format: the file through its protocol, then the layout. Checks every option against the driver's table and the
  * protocol's. On failure no half-made file is left where there was none. */
-coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size, struct error **errp);
+coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
+                               struct error **errp);
 
 /* ---- names ---- */
 
@@ -56,7 +58,7 @@ struct blk_info {
     uint64_t cluster_size;  /* 0: none */
     bool encrypted, dirty, corrupt;
     uint64_t vm_state_offset;
-    char *backing_file;     /* as written in the image, NULL: none */
+    char *backing_file; /* as written in the image, NULL: none */
     char *backing_format;
     char *full_backing_file;
     json_t *format_specific; /* {"type": …, "data": {…}}, keys in QEMU's order, or NULL */
@@ -74,4 +76,5 @@ struct blk_check {
     /* A line of text for the person ("Leaked cluster 5 refcount=1 reference=0"), or NULL. */
     void (*report)(struct blk_check *check, bool error, const char *line);
 };
-coroutine_fn int blk_co_check(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp); /* -ENOTSUP: the format cannot */
+coroutine_fn int blk_co_check(struct blk_node *node, struct blk_check *check, unsigned fix,
+                              struct error **errp); /* -ENOTSUP: the format cannot */

@@ -62,10 +62,11 @@ enum blk_driver_flags {
 struct blk_driver {
     const char *name;
     unsigned flags;
-    size_t state_size;                  /* node->state: zeroed memory of this size */
-    const struct opt_desc *options;     /* for opening; NULL: none */
+    size_t state_size;                     /* node->state: zeroed memory of this size */
+    const struct opt_desc *options;        /* for opening; NULL: none */
     const struct opt_desc *create_options; /* for `img-tool create -o`; NULL: cannot create */
-    const char *const *protocol_prefixes;  /* "file", "nbd", …: file names that begin `prefix:`; NULL-terminated or NULL */
+    const char *const
+        *protocol_prefixes; /* "file", "nbd", …: file names that begin `prefix:`; NULL-terminated or NULL */
 
     /* Format: how sure is it (0 … 100) that these first bytes of a file (length may be short) are its? */
     int (*probe)(const uint8_t *data, size_t length);
@@ -109,7 +110,8 @@ struct blk_driver {
      * -ENOTSUP: the core then writes zeroes, or does nothing. With BLK_REQ_FUA the change and the metadata that it needs are
      * durable at return.
      */
-    coroutine_fn int (*co_read)(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
+    coroutine_fn int (*co_read)(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                int iov_count);
     coroutine_fn int (*co_write)(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
                                  int iov_count, unsigned flags);
     coroutine_fn int (*co_write_zeroes)(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
@@ -117,7 +119,8 @@ struct blk_driver {
     coroutine_fn int (*co_flush)(struct blk_node *node);
 
     /* Drained. `exact`: the file must not be larger either. prealloc: "off", "falloc", "full", "metadata". */
-    coroutine_fn int (*co_truncate)(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+    coroutine_fn int (*co_truncate)(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                    struct error **errp);
     /* Bytes that the host has allocated for this node, or -errno. Protocol nodes. */
     coroutine_fn int64_t (*co_allocated_size)(struct blk_node *node);
     coroutine_fn int (*co_info)(struct blk_node *node, struct blk_info *info, struct error **errp);
@@ -126,7 +129,8 @@ struct blk_driver {
     /* Permissions on the whole node changed: protocol nodes lock and unlock the image. `dry_run` checks only. */
     int (*set_perm)(struct blk_node *node, unsigned perm, unsigned shared, struct error **errp);
     /* What the node needs of a child and lets others do to it, for what its parents do. NULL: block/perm.c's rules by role. */
-    void (*child_perm)(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm, unsigned *child_shared);
+    void (*child_perm)(struct blk_node *node, const char *role, unsigned perm, unsigned shared, unsigned *child_perm,
+                       unsigned *child_shared);
 };
 
 /* Registers a driver before main: one line at the end of its file. */
@@ -144,22 +148,22 @@ struct blk_child {
     struct blk_node *parent; /* NULL where a front end is the parent */
     struct blk_front *front;
     char *role;
-    unsigned perm, shared;   /* BLK_PERM_*: what the parent does, what others may */
-    struct list in_parent;   /* parent->children */
-    struct list in_node;     /* node->parents */
+    unsigned perm, shared; /* BLK_PERM_*: what the parent does, what others may */
+    struct list in_parent; /* parent->children */
+    struct list in_node;   /* node->parents */
 };
 
 struct blk_node {
     const struct blk_driver *driver;
     void *state;
-    char *name;     /* node-name: given, or "#block123" */
-    char *filename; /* as a person would name it: plain, protocol:…, or json:{…} */
+    char *name;           /* node-name: given, or "#block123" */
+    char *filename;       /* as a person would name it: plain, protocol:…, or json:{…} */
     struct opts *options; /* what it was opened with, driver included; for json: names */
     unsigned open_flags;  /* BLK_O_* */
     unsigned references;  /* main loop */
     _Atomic uint64_t size;
     struct blk_limits limits;
-    struct list children, parents; /* struct blk_child; main loop, or drained */
+    struct list children, parents;   /* struct blk_child; main loop, or drained */
     struct blk_node *file, *backing; /* shortcuts into children; NULL where there is none */
     struct blk_node *opened_for;     /* while it opens: the parent that asked, to see loops in a chain */
     struct loop *loop;               /* the main loop: where it was opened */
@@ -192,35 +196,39 @@ struct blk_node *blk_node_child(const struct blk_node *node, const char *role);
 
 /* All: 0 or -errno. A read past the node's end gives zeroes; a write past it grows a protocol node that can grow, else is
  * -EIO. Unaligned requests are made aligned here (read-modify-write where needed). Any loop, many at once. */
-coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count);
-coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov, int iov_count,
-                               unsigned flags);
+coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                              int iov_count);
+coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                               int iov_count, unsigned flags);
 coroutine_fn int blk_co_read(struct blk_node *node, uint64_t offset, void *buffer, uint64_t length);
-coroutine_fn int blk_co_write(struct blk_node *node, uint64_t offset, const void *buffer, uint64_t length, unsigned flags);
+coroutine_fn int blk_co_write(struct blk_node *node, uint64_t offset, const void *buffer, uint64_t length,
+                              unsigned flags);
 coroutine_fn int blk_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
 coroutine_fn int blk_co_discard(struct blk_node *node, uint64_t offset, uint64_t length);
 coroutine_fn int blk_co_flush(struct blk_node *node);
 /* The caller has drained the node's parents, or is the only user. */
-coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc, struct error **errp);
+coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
+                                 struct error **errp);
 
 /* One extent of this node alone: `map`, loading what is cold. kind BLK_SLOW remains for what is there but not plain (compressed). */
 coroutine_fn int blk_co_map(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
 
 /* The same through the whole chain, as `qemu-img map` prints it. */
 struct blk_status {
-    bool data;      /* the host stores bytes for it */
-    bool zero;      /* reads as zeroes */
+    bool data; /* the host stores bytes for it */
+    bool zero; /* reads as zeroes */
     bool compressed;
-    bool present;   /* some layer allocates it */
+    bool present; /* some layer allocates it */
     bool offset_valid;
-    uint64_t offset; /* in `file`'s file */
-    struct blk_node *file; /* the protocol node that holds it, or NULL */
+    uint64_t offset;        /* in `file`'s file */
+    struct blk_node *file;  /* the protocol node that holds it, or NULL */
     struct blk_node *layer; /* the node of the chain that decided */
-    unsigned depth;        /* 0: the top */
+    unsigned depth;         /* 0: the top */
     uint64_t length;
 };
 /* Looks from `top` down to, and not into, `base` (NULL: to the end of the chain). */
-coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint64_t offset, uint64_t length, struct blk_status *status);
+coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint64_t offset, uint64_t length,
+                               struct blk_status *status);
 
 /* Memory for I/O on this node: aligned; NULL where there is not enough. Free with free(). */
 void *blk_buffer_alloc(const struct blk_node *node, uint64_t size);

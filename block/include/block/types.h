@@ -17,20 +17,20 @@ enum blk_req_flags {
 
 /* How an image is opened. */
 enum blk_open_flags {
-    BLK_O_RDWR = 1u << 0,        /* else read-only */
-    BLK_O_DIRECT = 1u << 1,      /* cache.direct: O_DIRECT on the host */
-    BLK_O_DSYNC = 1u << 2,       /* O_DSYNC on the host: modes writethrough and directsync */
-    BLK_O_NO_FLUSH = 1u << 3,    /* cache.no-flush: unsafe */
-    BLK_O_UNMAP = 1u << 4,       /* discard=unmap: discards reach the host */
-    BLK_O_FORCE_SHARE = 1u << 5, /* -U: take no lock that others could conflict with */
-    BLK_O_NO_BACKING = 1u << 6,  /* do not open the backing chain (info, check, rebase -u) */
-    BLK_O_CHECK = 1u << 7,       /* for check and repair: open although dirty or corrupt */
-    BLK_O_NO_IO = 1u << 8,       /* only metadata is wanted (info) */
-    BLK_O_PROBED = 1u << 9,      /* internal: the format was guessed */
-    BLK_O_AIO_THREADS = 1u << 10,/* aio=threads */
-    BLK_O_NO_LOCK = 1u << 11,    /* locking=off */
-    BLK_O_RESIZE = 1u << 12,     /* the front end will resize */
-    BLK_O_AUTO_RDONLY = 1u << 13,/* fall back to read-only where the image may not be written */
+    BLK_O_RDWR = 1u << 0,           /* else read-only */
+    BLK_O_DIRECT = 1u << 1,         /* cache.direct: O_DIRECT on the host */
+    BLK_O_DSYNC = 1u << 2,          /* O_DSYNC on the host: modes writethrough and directsync */
+    BLK_O_NO_FLUSH = 1u << 3,       /* cache.no-flush: unsafe */
+    BLK_O_UNMAP = 1u << 4,          /* discard=unmap: discards reach the host */
+    BLK_O_FORCE_SHARE = 1u << 5,    /* -U: take no lock that others could conflict with */
+    BLK_O_NO_BACKING = 1u << 6,     /* do not open the backing chain (info, check, rebase -u) */
+    BLK_O_CHECK = 1u << 7,          /* for check and repair: open although dirty or corrupt */
+    BLK_O_NO_IO = 1u << 8,          /* only metadata is wanted (info) */
+    BLK_O_PROBED = 1u << 9,         /* internal: the format was guessed */
+    BLK_O_AIO_THREADS = 1u << 10,   /* aio=threads */
+    BLK_O_NO_LOCK = 1u << 11,       /* locking=off */
+    BLK_O_RESIZE = 1u << 12,        /* the front end will resize */
+    BLK_O_AUTO_RDONLY = 1u << 13,   /* fall back to read-only where the image may not be written */
     BLK_O_DETECT_ZEROES = 1u << 14, /* detect-zeroes=on: writes of zeroes become write-zeroes */
     BLK_O_DETECT_UNMAP = 3u << 14,  /* detect-zeroes=unmap: and may give the space back */
     BLK_O_DETECT_MASK = 3u << 14,
@@ -47,10 +47,11 @@ enum blk_kind {
 enum blk_extent_flags {
     BLK_EXTENT_COLD = 1u << 0,       /* with BLK_SLOW: metadata is not in memory; co_load() and map again */
     BLK_EXTENT_COMPRESSED = 1u << 1, /* with BLK_SLOW: a compressed cluster */
-    BLK_EXTENT_ALLOCATED = 1u << 2,  /* with BLK_ZERO: this layer says so itself (a zero cluster), not for lack of data */
-    BLK_EXTENT_RECURSE = 1u << 3,    /* with BLK_DATA: it is data here, but the child may know that it reads as zeroes */
-    BLK_EXTENT_RAW = 1u << 6,        /* with BLK_DATA: this node adds nothing, the child's answer stands (raw, filters) */
-    BLK_EXTENT_EOF = 1u << 4,        /* the extent ends at the end of the node */
+    BLK_EXTENT_ALLOCATED =
+        1u << 2,                  /* with BLK_ZERO: this layer says so itself (a zero cluster), not for lack of data */
+    BLK_EXTENT_RECURSE = 1u << 3, /* with BLK_DATA: it is data here, but the child may know that it reads as zeroes */
+    BLK_EXTENT_RAW = 1u << 6,     /* with BLK_DATA: this node adds nothing, the child's answer stands (raw, filters) */
+    BLK_EXTENT_EOF = 1u << 4,     /* the extent ends at the end of the node */
     BLK_EXTENT_OFFSET_VALID = 1u << 5, /* with BLK_ZERO: child:child_offset is where the preallocated cluster is */
 };
 
@@ -66,8 +67,8 @@ struct blk_extent {
 
 /* What a node asks of requests and recommends. A power of two each, at least 1; 0 in `max_` means no limit. */
 struct blk_limits {
-    uint32_t request_alignment;   /* of offset and length; others cost a read-modify-write */
-    uint32_t memory_alignment;    /* of every iovec's address and length; others are bounced */
+    uint32_t request_alignment; /* of offset and length; others cost a read-modify-write */
+    uint32_t memory_alignment;  /* of every iovec's address and length; others are bounced */
     uint32_t max_iov;
     uint64_t max_transfer;
     uint64_t discard_alignment, max_discard;
