@@ -19,7 +19,7 @@ guest_pid=''
 guest_console=/dev/null
 guest_memory=${guest_memory:-256M}
 guest_kernel=$("$bed/bed" vmlinuz "${guest_flavour:-cloud}")
-guest_append="console=ttyS0 quiet panic=-1 mitigations=off"
+guest_append="console=ttyS0 earlyprintk=ttyS0 quiet panic=-1 mitigations=off"
 
 vmm_options=(-machine q35 -cpu host)
 case $VMM in
