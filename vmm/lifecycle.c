@@ -14,6 +14,9 @@
 #include "vcpu.h"
 
 #include <base/compiler.h>
+#include <base/log.h>
+
+LOG_CATEGORY(machine);
 
 /* ---- becoming quiet ---- */
 
@@ -128,6 +131,7 @@ static void events_posted(struct loop_post *post)
 void machine_event(struct machine *machine, enum machine_event event, int status)
 {
     int none = -1;
+    log_debug("machine event 0x%x, status %d", event, status);
     if (event == MACHINE_SHUTDOWN)
         atomic_compare_exchange_strong(&machine->exit_status, &none, status);
     atomic_fetch_or(&machine->events, event);

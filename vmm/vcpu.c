@@ -11,6 +11,7 @@
 #include "cpu_state.h"
 
 #include <base/compiler.h>
+#include <base/log.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -22,6 +23,8 @@
 #include <unistd.h>
 
 #define KICK_SIGNAL SIGUSR1
+
+LOG_CATEGORY(machine);
 
 static __thread struct kvm_run *current_run;
 
@@ -135,6 +138,16 @@ static void broken(struct vcpu *cpu, const char *what, uint64_t code)
     machine_event(cpu->machine, MACHINE_SHUTDOWN, 1);
 }
 
+/* As a real one, the machine resets. A guest that dies so says nothing, so the log does. */
+static void triple_fault(struct vcpu *cpu)
+{
+    struct kvm_regs regs = { 0 };
+    ioctl(cpu->fd, KVM_GET_REGS, &regs);
+    log_debug("vCPU %u: triple fault: rip=0x%llx rsp=0x%llx rflags=0x%llx", cpu->index, regs.rip, regs.rsp,
+              regs.rflags);
+    machine_event(cpu->machine, MACHINE_RESET, 0);
+}
+
 static void handle_exit(struct vcpu *cpu)
 {
     struct kvm_run *run = cpu->run;
@@ -144,7 +157,7 @@ static void handle_exit(struct vcpu *cpu)
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
     case KVM_EXIT_HLT: break;
-    case KVM_EXIT_SHUTDOWN: /* a triple fault */ machine_event(cpu->machine, MACHINE_RESET, 0); break;
+    case KVM_EXIT_SHUTDOWN: triple_fault(cpu); break;
     case KVM_EXIT_SYSTEM_EVENT:
         machine_event(cpu->machine, run->system_event.type == KVM_SYSTEM_EVENT_RESET ? MACHINE_RESET : MACHINE_SHUTDOWN,
                       0);

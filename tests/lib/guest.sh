@@ -24,6 +24,7 @@ guest_append="console=ttyS0 earlyprintk=ttyS0 quiet panic=-1 mitigations=off"
 vmm_options=(-machine q35 -cpu host)
 case $VMM in
 *qemu-system-x86_64) vmm_options+=(-accel kvm -nic none) ;;
+*) export VMM_LOG=machine ;; # why a machine ended, on its standard error
 esac
 
 trap 'guest_cleanup' EXIT
