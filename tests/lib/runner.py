@@ -3,7 +3,7 @@
 
   tests/run                          everything
   tests/run --quick                  a choice that takes less than five minutes
-  tests/run --long                   what is random runs for hours: 2,000 sequences, 200 power-cut workloads a cache mode, …
+  tests/run --long                   what is random runs for hours: 2,000 differential sequences, 2,000 power-cut workloads a cache mode
   tests/run --list [NAME...]         the names of the tests
   tests/run NAME...                  a group (format), a test (format/backing-chain), one case or build of it
                                      (guest/filesystem:none-1, unit/coroutine@tsan), or a pattern ('unit/co*')
