@@ -53,10 +53,27 @@ guest_script()
     "$bed/mkguest" -k "${guest_flavour:-cloud}" "$TEST_TMP/$1.cpio" "$TEST_TMP/$1.sh"
 }
 
+# In the emulated bed (QEMU's TCG emulates SVM) about one boot in thirty ends in a triple fault at one and the same place:
+# right after the kernel's poking_init has printed its line, where ftrace_init patches the kernel's own code, long before
+# it looks for a disk. It has been seen only there; the cause is not proved. Such a boot, and no other, is begun
+# again, three times at most, with a note.
+guest_lost_to_emulator()
+{
+    grep -q '^model name.*QEMU TCG' /proc/cpuinfo || return 1
+    grep -q 'vCPU 0: triple fault' "$guest_console.stderr" || return 1
+    [[ $(guest_text | grep -v '^$' | tail -n 1) == "Poking KASLR"* ]] || return 1
+    ((guest_restarts < 3)) || return 1
+    guest_restarts=$((guest_restarts + 1))
+    echo "note: $guest_console: a triple fault of the emulated processor before the guest's first step; begun again"
+    guest_start "${guest_start_arguments[@]}"
+}
+guest_restarts=0
+
 # Each start of the same script has a console file of its own. $guest_stdin: a file or FIFO that the console reads.
 guest_start()
 {
     local name=$1
+    guest_start_arguments=("$@")
     shift
     guest_count=$((${guest_count:-0} + 1))
     guest_console=$TEST_TMP/$name-$guest_count.console
@@ -71,7 +88,8 @@ guest_expect()
 {
     local running=1
     until guest_text | grep -qE "$1"; do
-        ((running)) || fail "the guest ended without saying '$1'"
+        ((running)) || guest_lost_to_emulator || fail "the guest ended without saying '$1'"
+        running=1
         kill -0 "$guest_pid" 2>/dev/null || { running=0; continue; }
         sleep 0.1
     done
@@ -83,6 +101,10 @@ guest_wait()
     local status=0
     wait "$guest_pid" || status=$?
     guest_pid=''
+    if guest_lost_to_emulator; then
+        guest_wait "$@"
+        return
+    fi
     ((status == ${1:-0})) || fail "the monitor ended with status $status, not ${1:-0}"
 }
 
