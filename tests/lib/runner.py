@@ -380,20 +380,10 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
     def run_in_bed(self, jobs):
-        """All of them in one boot of the bed. In an emulated bed (TCG, SVM emulated) a guest has been seen to die before its
-        first line, rarely, for a reason not found yet. So there a test that fails runs once more, in a boot of its own, and
-        what it said the first time is shown as a note. Where the bed itself ends or hangs, it is booted again for those
-        that have no result yet, twice at most; a test that never gets to its end has failed."""
-        emulated = subprocess.run([BED, "hardware"], check=False, capture_output=True).returncode != 0
-        again = [] if emulated else None
-        self.boot_beds(jobs, again, "bed")
-        if again and not self.stopping:
-            self.boot_beds(again, None, "bed-again")
-
-    def boot_beds(self, jobs, again, name):
-        """`again`: None, or a list that takes those that failed, which are not counted then."""
+        """All of them in one boot of the bed. Where the bed itself ends or hangs, it is booted again for those that have no
+        result yet, twice at most; a test that never gets to its end has failed."""
         for attempt in range(3):
-            jobs, log = self.boot_bed(jobs, f"{name}-{attempt}", again)
+            jobs, log = self.boot_bed(jobs, f"bed-{attempt}")
             if not jobs or self.stopping:
                 return
             if attempt < 2:
@@ -404,17 +394,7 @@ class Runner:
         for job in jobs:
             self.report(job, 125, 0, "the test bed ended before this test did, in each of three boots\n" + log)
 
-    def bed_result(self, job, again, status, seconds, output, timed_out):
-        if again is None or (status in (0, 77) and not timed_out):
-            self.report(job, status, seconds, output, timed_out)
-            return
-        again.append(job)
-        with self.lock:
-            say(f"note  {job.name} failed in the emulated bed ({status_text(status)}, {seconds:.1f} s) and will run once more. Its output:")
-            for line in output.splitlines():
-                say(f"    {line}")
-
-    def boot_bed(self, jobs, name, again):
+    def boot_bed(self, jobs, name):
         """tests/bed/run-group runs the files of `plan` and appends to `results`. Returns the jobs without a result, and
         what the bed said."""
         out = os.path.join(self.work, name)
@@ -462,7 +442,7 @@ class Runner:
                     done.add(number)
                     progress = time.monotonic()
                     with open(os.path.join(out, f"{number}.log"), encoding="utf-8", errors="replace") as file:
-                        self.bed_result(jobs[number], again, status, seconds, file.read(), timed_out)
+                        self.report(jobs[number], status, seconds, file.read(), timed_out)
             if last:
                 break
             if not hung and time.monotonic() - progress > patience:
