@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PAGE 4096u
+
 static struct list nodes = { &nodes, &nodes };
 static unsigned next_number;
 
@@ -149,9 +151,11 @@ struct blk_node *blk_node_protocol(struct blk_node *node)
     return node;
 }
 
+/* A buffer of whole pages starts with a page: a 4 KiB request across two pages is two segments to the host's disk, and
+ * costs it up to a fifth of its speed. */
 void *blk_buffer_alloc(const struct blk_node *node, uint64_t size)
 {
-    size_t alignment = sizeof(void *);
+    size_t alignment = size >= PAGE ? PAGE : sizeof(void *);
 
     for (; node; node = node->file) {
         alignment = MAX(alignment, (size_t)node->limits.memory_alignment);
