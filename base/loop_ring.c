@@ -2,9 +2,9 @@
 /*
  * The loop on io_uring: setting the ring up, handing out SQEs, the one io_uring_enter of an iteration, completions.
  *
- * An iteration runs all completions that the ring holds; what they queue goes out together in the next iteration's
- * enter, which also waits. Where the kernel has DEFER_TASKRUN, completions appear only inside an enter with GETEVENTS,
- * so every enter has that flag, and an iteration without anything to submit enters where the ring's flags ask for it.
+ * An iteration runs all completions that the ring holds; what they queue goes out in the next iteration's enter, which
+ * also waits, but for what is worth sending early (below). Where the kernel has DEFER_TASKRUN, completions appear only inside an enter with GETEVENTS,
+ * so every enter that may wait has that flag, and an iteration without anything to submit enters where the ring's flags ask for it.
  *
  * Invariant: every SQE handed out is seen by the kernel before the loop sleeps, and `done` is called once for each.
  */
@@ -153,10 +153,38 @@ static __attribute__((noinline)) struct io_uring_sqe *sqe_after_submit(struct lo
     return sqe;
 }
 
+/* ---- early submission ---- */
+
+/*
+ * Completions come in bursts, and a device that has just finished a burst has little left to do. So while the answers
+ * to a burst are being queued, each few go out at once, and the device works on. Requests that follow each other on the
+ * disk are the exception: the kernel merges those of one enter into few large ones, which is worth more.
+ */
+enum { EARLY_COUNT = 4, MERGE_REACH = 1 << 20 };
+
+static inline const struct io_uring_sqe *last_sqe(const struct loop *loop, unsigned back)
+{
+    const struct io_uring_sq *sq = &loop->ring.sq;
+    return &sq->sqes[(sq->sqe_tail - 1 - back) & sq->ring_mask];
+}
+
+static __attribute__((noinline)) void submit_early(struct loop *loop)
+{
+    const struct io_uring_sqe *last = last_sqe(loop, 0), *before = last_sqe(loop, 1);
+    if (last->fd == before->fd && last->opcode == before->opcode && last->off - before->off <= MERGE_REACH)
+        return;
+    /* What the kernel does not take now stays for the iteration's enter. */
+    int ret = io_uring_enter((unsigned)loop->ring.enter_ring_fd, flush_sq(&loop->ring), 0, loop->enter_flags, NULL);
+    loop->stats.enters++;
+    loop->stats.submitted += ret > 0 ? (unsigned)ret : 0;
+}
+
 /* ---- SQEs ---- */
 
 struct io_uring_sqe *loop_sqe(struct loop *loop, struct loop_io *io)
 {
+    if (unlikely(loop->ring.sq.sqe_tail - loop->ring.sq.sqe_head >= EARLY_COUNT))
+        submit_early(loop);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->ring);
     if (unlikely(!sqe))
         sqe = sqe_after_submit(loop);
