@@ -12,10 +12,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { AIO_THREADS, AIO_NATIVE, AIO_IO_URING };
@@ -149,6 +151,7 @@ static int check_kind(struct blk_node *node, const char *filename, bool want_dev
 {
     struct file_state *s = node->state;
     struct stat st;
+    struct statfs fs;
     int flags;
 
     if (fstat(s->fd, &st) < 0)
@@ -160,6 +163,7 @@ static int check_kind(struct blk_node *node, const char *filename, bool want_dev
         return error_set(errp, -EINVAL, "'%s' driver requires '%s' to be a regular file", node->driver->name, filename);
     s->block_device = S_ISBLK(st.st_mode);
     s->char_device = S_ISCHR(st.st_mode);
+    s->in_memory = S_ISREG(st.st_mode) && fstatfs(s->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
     flags = fcntl(s->fd, F_GETFL);
     if (flags < 0 || fcntl(s->fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
         return error_set_errno(errp, -errno, "Could not open '%s'", filename);

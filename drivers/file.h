@@ -19,6 +19,7 @@ struct file_state {
     bool dsync;                     /* O_DSYNC */
     bool no_flush;                  /* cache.no-flush */
     bool threads;                   /* aio=threads */
+    bool in_memory;                 /* on tmpfs: a transfer is a copy, and waits for no device */
 
     /* Relaxed atomics, any loop: what the host has turned out not to support. Set once, never cleared. */
     atomic_bool no_zero_range, no_punch, no_allocate, no_block_discard;

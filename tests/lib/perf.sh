@@ -7,22 +7,16 @@
 
 under=()
 
-# make_images FOLDER: $raw and $qcow2 there, 64 MiB of the same random data each, everything allocated.
+# $raw and $qcow2, 64 MiB of the same random data each, everything allocated. On a disk: on tmpfs requests do not go by
+# the ring.
 make_images()
 {
-    raw=$1/perf-$$.raw
-    qcow2=$1/perf-$$.qcow2
-    trap 'rm -f "$raw" "$qcow2"' EXIT
+    requires_o_direct
+    [[ $(stat -f -c %T .) != tmpfs ]] || skip "needs a test folder that is not on tmpfs"
+    raw=$TEST_TMP/perf.raw
+    qcow2=$TEST_TMP/perf.qcow2
     dd if=/dev/urandom of="$raw" bs=1M count=64 status=none
     "$IMG_TOOL" convert -f raw -O qcow2 "$raw" "$qcow2"
-}
-
-# A folder on tmpfs with O_DIRECT: no device whose speed would decide what is counted.
-tmpfs_folder()
-{
-    [[ $(stat -f -c %T /dev/shm 2>/dev/null) == tmpfs ]] || skip "needs a tmpfs in /dev/shm"
-    requires_o_direct /dev/shm
-    echo /dev/shm
 }
 
 image_of()

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Files on tmpfs: the file driver copies there and then, without the ring, and still completes later. What the
+ * requests do to the bytes is tested by file-driver.c, on disk and on tmpfs.
+ */
+#include "image.h"
+
+struct opened {
+    const char *folder, *aio;
+    char *path;
+    struct blk_front *front;
+};
+
+static int co_open_file(void *arg)
+{
+    struct opened *o = arg;
+    char *line;
+
+    o->path = path_in(o->folder, "file");
+    make_file(o->path, MIB);
+    line = xasprintf("driver=file,filename=%s,aio=%s", o->path, o->aio);
+    struct blk_node *node = co_open_line(line, BLK_O_RDWR, NULL);
+    assert_non_null(node);
+    o->front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, NULL);
+    assert_non_null(o->front);
+    free(line);
+    return blk_co_node_unref(node);
+}
+
+static int co_close_file(void *arg)
+{
+    struct opened *o = arg;
+
+    assert_int_equal(blk_co_front_free(o->front), 0);
+    unlink(o->path);
+    free(o->path);
+    return 0;
+}
+
+struct request {
+    struct blk_request blk;
+    struct iovec iov;
+    bool submitting, done;
+};
+
+static void request_done(struct blk_request *blk, int result)
+{
+    struct request *r = container_of(blk, struct request, blk);
+
+    assert_false(r->submitting);
+    assert_int_equal(result, 0);
+    r->done = true;
+}
+
+/* Returns how many SQEs it took. */
+static uint64_t perform(struct opened *o, enum blk_op op, void *buffer, uint64_t length)
+{
+    struct loop *loop = loop_current();
+    uint64_t before = loop_stats(loop)->submitted;
+    struct request r = { .iov = { buffer, length }, .submitting = true };
+
+    r.blk = (struct blk_request){ .op = op, .length = length, .iov = &r.iov, .iov_count = 1, .done = request_done };
+    blk_submit(o->front, &r.blk);
+    r.submitting = false;
+    while (!r.done)
+        loop_step(loop, true);
+    return loop_stats(loop)->submitted - before;
+}
+
+/* `copies`: without the ring, up to 128 KiB. */
+static void check_file(void **state, const char *folder, bool copies)
+{
+    static const uint64_t lengths[] = { 1, 512, 4 * KIB, 128 * KIB, 129 * KIB, MIB };
+    struct opened o = { .folder = folder, .aio = "io_uring" };
+    uint8_t *data = xmalloc(MIB), *back = xmalloc(MIB);
+
+    run_co(state, co_open_file, &o);
+    loop_step(test_loop(state), false); /* what the loop submits for itself */
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        bool copied = copies && lengths[i] <= 128 * KIB;
+        memset(data, (int)i + 1, lengths[i]);
+        memset(back, 0, lengths[i]);
+        assert_int_equal(perform(&o, BLK_OP_WRITE, data, lengths[i]) == 0, copied);
+        assert_int_equal(perform(&o, BLK_OP_READ, back, lengths[i]) == 0, copied);
+        assert_memory_equal(data, back, lengths[i]);
+    }
+    run_co(state, co_close_file, &o);
+    free(data);
+    free(back);
+}
+
+static void transfers_on_tmpfs_are_copies(void **state) { check_file(state, memory_folder, true); }
+
+static void transfers_on_a_disk_are_not(void **state) { check_file(state, disk_folder, false); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        LOOP_TEST(transfers_on_tmpfs_are_copies),
+        LOOP_TEST(transfers_on_a_disk_are_not),
+    };
+    unsetenv("VMM_NO_URING");
+    int failed = image_tests_begin() ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    return image_tests_end(failed);
+}
