@@ -53,15 +53,15 @@ guest_script()
     "$bed/mkguest" -k "${guest_flavour:-cloud}" "$TEST_TMP/$1.cpio" "$TEST_TMP/$1.sh"
 }
 
-# In the emulated bed (QEMU's TCG emulates SVM) about one boot in thirty ends in a triple fault at one and the same place:
-# right after the kernel's poking_init has printed its line, where ftrace_init patches the kernel's own code, long before
-# it looks for a disk. It has been seen only there; the cause is not proved. Such a boot, and no other, is begun
-# again, three times at most, with a note.
+# In an emulated bed with two processors (QEMU's TCG emulates SVM) about one boot in ten ends in a triple fault while the
+# kernel is about its first lines, with QEMU as the monitor as with vmm, and with one processor none in 79. Should it
+# come again, the boot is begun again, three times at most, with a note. Nothing of ours can hide in that: a guest that has
+# come to its init has left the place.
 guest_lost_to_emulator()
 {
     grep -q '^model name.*QEMU TCG' /proc/cpuinfo || return 1
     grep -q 'vCPU 0: triple fault' "$guest_console.stderr" || return 1
-    [[ $(guest_text | grep -v '^$' | tail -n 1) == "Poking KASLR"* ]] || return 1
+    ! guest_text | grep -q '^guest: init' || return 1
     ((guest_restarts < 3)) || return 1
     guest_restarts=$((guest_restarts + 1))
     echo "note: $guest_console: a triple fault of the emulated processor before the guest's first step; begun again"

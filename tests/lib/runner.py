@@ -27,7 +27,7 @@ An executable says in comment lines at its head what it needs:
   # timeout: 300               seconds until it is killed (default: 120)
   # cases: a b c               it runs once for each, with the case as its argument
   # quick-cases: a             those that --quick runs (default: all)
-  # group-bed: yes             it runs inside the test bed (tests/bed/bed), all such tests in one boot of it
+  # group-bed: yes             it runs inside the test bed (tests/bed/bed), many tests in one boot of it (tests/lib/beds.py)
 
 It gets VMM_BUILD (folder of the build), VMM and IMG_TOOL (programs under test), TEST_TMP (an empty folder of its own),
 QUICK and LONG (1 or 0) and SEED (a number), an empty standard input, and a process group that is killed at its end. Exit status 0 passes, 77
@@ -52,9 +52,13 @@ import tempfile
 import threading
 import time
 
+from beds import Beds
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 TESTS = os.path.join(ROOT, "tests")
 BED = os.path.join(TESTS, "bed", "bed")
+RUN_GROUP = os.path.join(TESTS, "bed", "run-group")
+TESTS_A_BED = 4  # fewer are not worth another boot
 GROUPS = ["cli", "format", "protocol", "crash", "guest", "perf"]
 
 BUILDS = {
@@ -379,90 +383,24 @@ class Runner:
         if not self.args.keep and status == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def run_in_bed(self, jobs):
-        """All of them in one boot of the bed. Where the bed itself ends or hangs, it is booted again for those that have no
-        result yet, twice at most; a test that never gets to its end has failed."""
-        for attempt in range(3):
-            jobs, log = self.boot_bed(jobs, f"bed-{attempt}")
-            if not jobs or self.stopping:
-                return
-            if attempt < 2:
-                with self.lock:
-                    say(f"note  the test bed ended before {len(jobs)} tests did, and is booted again for them. Its output:")
-                    for line in log.splitlines()[-60:]:
-                        say(f"    {line}")
-        for job in jobs:
-            self.report(job, 125, 0, "the test bed ended before this test did, in each of three boots\n" + log)
+    def note(self, lines):
+        with self.lock:
+            say(f"note  {lines[0]}")
+            for line in lines[1:]:
+                say(f"    {line}")
 
-    def boot_bed(self, jobs, name):
-        """tests/bed/run-group runs the files of `plan` and appends to `results`. Returns the jobs without a result, and
-        what the bed said."""
-        out = os.path.join(self.work, name)
-        os.mkdir(out)
-        keep = "--keep" if self.args.keep else "--no-keep"
-        for number, job in enumerate(jobs):
-            env = self.environment(job, "")
-            names = ["VMM", "IMG_TOOL", "VMM_BUILD", "QUICK", "SEED", "LC_ALL", *SANITIZERS]
-            with open(os.path.join(out, f"{number}.job"), "w", encoding="utf-8") as file:
-                for name in names:
-                    file.write(f"export {name}={shlex.quote(env[name])}\n")
-                file.write(f"exec {shlex.join(job.command)}\n")
-        with open(os.path.join(out, "plan"), "w", encoding="utf-8") as file:
-            for number, job in enumerate(jobs):
-                file.write(f"{number} {job.timeout:.0f}\n")
-        results = os.path.join(out, "results")
-        open(results, "w", encoding="utf-8").close()
-        total = sum(job.timeout for job in jobs) + 300
-        # Each test is held to its time inside. If nothing at all has ended for longer than that, the bed hangs.
-        patience = max(job.timeout for job in jobs) + 180
-        log = out + ".log"
-        machine = {}
-        started = threading.Event()
-        ended = threading.Event()
-
-        def run_machine():
-            with open(log, "wb") as output:
-                self.execute([BED, "run", "--timeout", f"{total:.0f}", "--out", out, "--",
-                              os.path.join(TESTS, "bed", "run-group"), out, keep], total + 60, output,
-                             started=lambda process: (machine.update(process=process), started.set()))
-            started.set()
-            ended.set()
-
-        threading.Thread(target=run_machine).start()
-        started.wait()
-        done = set()
-        progress = time.monotonic()
-        hung = ""
-        while True:
-            last = ended.wait(0.5)
-            with open(results, encoding="utf-8") as file:
-                lines = [line.split() for line in file.read().split("\n")[:-1]]
-            for number, status, seconds, timed_out in ((int(n), int(s), float(t), o == "1") for n, s, t, o in lines):
-                if number not in done:
-                    done.add(number)
-                    progress = time.monotonic()
-                    with open(os.path.join(out, f"{number}.log"), encoding="utf-8", errors="replace") as file:
-                        self.report(jobs[number], status, seconds, file.read(), timed_out)
-            if last:
-                break
-            if not hung and time.monotonic() - progress > patience:
-                hung = f"\nno test ended for {patience:.0f} seconds: the bed hangs, and was ended"
-                kill_group(machine["process"], signal.SIGTERM)
-        with open(log, encoding="utf-8", errors="replace") as file:
-            text = file.read() + hung
-        left = [number for number in range(len(jobs)) if number not in done]
-        for number in left:
-            own = os.path.join(out, f"{number}.log")
-            if os.path.exists(own):
-                with open(own, encoding="utf-8", errors="replace") as file:
-                    text += f"\n{jobs[number].name} was running, and had said:\n{file.read()}"
-        return [jobs[number] for number in left], text
+    def end(self, process):
+        kill_group(process, signal.SIGTERM)
 
     def run_all(self, jobs):
         bed = [job for job in jobs if job.bed]
         alone = [job for job in jobs if job.group == "perf" and not job.bed]
-        # The bed first: it takes longest.
-        queue = [lambda: self.run_in_bed(bed)] if bed else []
+        # The beds first: they take longest.
+        queue = []
+        if bed:
+            count = min(self.args.jobs, -(-len(bed) // TESTS_A_BED))
+            beds = Beds(self, bed, os.path.join(self.work, "beds"), ([BED, "run"], [RUN_GROUP]), count)
+            queue = [lambda number=number: beds.run(number) for number in range(count)]
         for job in jobs:
             if job.group == "fuzz":
                 queue.append(lambda job=job: self.run_fuzz(job))
