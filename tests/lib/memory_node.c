@@ -179,3 +179,16 @@ struct memory_node *memory_node(struct blk_node *node)
     assert(node->driver == &memory_driver);
     return node->state;
 }
+
+void memory_node_fill(struct blk_node *node, const void *content, uint64_t length)
+{
+    struct memory_node *m = memory_node(node);
+
+    if (m->capacity < length)
+        m->data = xrealloc(m->data, length + 1);
+    memcpy(m->data, content, length);
+    if (m->capacity > length)
+        memset(m->data + length, 0, m->capacity - length);
+    m->capacity = length;
+    atomic_store(&node->size, length);
+}

@@ -19,3 +19,5 @@ struct memory_node {
 };
 
 struct memory_node *memory_node(struct blk_node *node); /* asserts that it is one */
+/* The node's content and size become these; nothing is in flight. */
+void memory_node_fill(struct blk_node *node, const void *content, uint64_t length);

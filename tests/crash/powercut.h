@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the parts of `powercut` share: a file whose every change is logged, and the disks that power cuts make of it.
+ *
+ * A workload fills in `base` (cut_co_make_image(), or by hand), opens the logged file (cut_co_start()), changes it,
+ * and closes it (cut_co_finish()). cut_co_each() then makes disks for moments all along the log and shows each to the
+ * workload's judge, as a node called "state".
+ */
+#pragma once
+
+#include <base/checked.h>
+#include <base/compiler.h>
+#include <base/coroutine.h>
+#include <block/image.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CUT_MAX_DISK (24u << 20)
+
+struct settings {
+    const char *kind; /* a cache mode: guest requests; or what else is cut: create, … */
+    unsigned workloads, samples;
+    uint64_t seed;
+    bool quick;
+};
+
+struct cut {
+    const struct settings *settings;
+    uint64_t seed, random;
+    char label[240]; /* what this workload is, for messages */
+    char folder[64], *log_path;
+    unsigned log_flags;    /* BLK_O_*: cache mode of the logged file */
+    bool order_only;       /* nothing is durable: only prefixes of the log make sense */
+    uint8_t *base;         /* the file before */
+    uint64_t base_length;  /* whole sectors */
+    struct blk_node *disk; /* it, in memory */
+    struct blk_node *file; /* and logged, by the name "logging" */
+    struct logwrites *log;
+    uint8_t *image; /* a disk after a cut */
+    uint64_t image_length;
+    struct blk_node *state;
+    uint64_t states, checked_by_qemu;
+};
+
+/* A disk to judge. */
+struct cut_moment {
+    uint64_t time;    /* the log's clock */
+    const char *what; /* which of the open changes it has */
+    bool by_qemu;     /* one of the sample that qemu-img checks too */
+};
+
+/* ---- workloads ---- */
+
+coroutine_fn void powercut_co_guest(struct cut *c);
+
+/* ---- powercut_file.c ---- */
+
+uint64_t cut_below(struct cut *c, uint64_t bound); /* random, by the seed */
+__attribute__((format(printf, 2, 3), noreturn)) void cut_die(struct cut *c, const char *fmt, ...);
+void cut_need(struct cut *c, bool ok, const char *what, struct error *error);
+__attribute__((format(printf, 2, 3))) int cut_shell(struct cut *c, const char *fmt, ...); /* in the folder */
+
+/* Creates a qcow2 image as file "base" in the folder. */
+coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t size);
+/* File `name` of the folder becomes the base. */
+void cut_load_base(struct cut *c, const char *name);
+/* A memory node with `content` (may be NULL: zeroes). `more`: further options, from a comma on. */
+coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, const uint8_t *content, uint64_t length,
+                                            const char *more);
+/* A qcow2 node over node `file`, over node `backing` where that is not NULL. */
+coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp);
+/* Opens c->file over the base, logging from here on; `more` as for cut_co_memory(). */
+coroutine_fn void cut_co_start(struct cut *c, const char *more);
+/* Closes it and reads the log. */
+coroutine_fn void cut_co_finish(struct cut *c);
+
+/* ---- powercut_disk.c ---- */
+
+/* Shows disks for moments all along the log, then c->settings->samples more, to co_judge. */
+coroutine_fn void cut_co_each(struct cut *c,
+                              coroutine_fn void (*co_judge)(struct cut *c, const struct cut_moment *m, void *arg),
+                              void *arg);
+/* The disk as it is now in the node "state", by qemu-img: nothing worse than leaks. `repair`: a dirty image is repaired
+ * first, as it is when opened. */
+void cut_check_by_qemu(struct cut *c, const struct cut_moment *m, bool repair);
+/* The same by our check, on an open node. */
+coroutine_fn void cut_co_check(struct cut *c, const struct cut_moment *m, struct blk_node *node);

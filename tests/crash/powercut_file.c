@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The file of a power-cut workload (powercut.h): made, opened, changed through a log. */
+#include "memory_node.h"
+#include "powercut.h"
+
+#include <block/logwrites.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+uint64_t cut_below(struct cut *c, uint64_t bound)
+{
+    uint64_t x = c->random += UINT64_C(0x9e3779b97f4a7c15);
+
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (x ^ (x >> 31)) % bound;
+}
+
+void cut_die(struct cut *c, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    fprintf(stderr, "powercut: %s, seed %" PRIu64 " (%s): ", c->settings->kind, c->seed, c->label);
+    vfprintf(stderr, fmt, args);
+    fprintf(stderr, "\nrepeat: powercut %s 1 %u %" PRIu64 "\n", c->settings->kind, c->settings->samples, c->seed);
+    va_end(args);
+    exit(1);
+}
+
+void cut_need(struct cut *c, bool ok, const char *what, struct error *error)
+{
+    if (!ok)
+        cut_die(c, "%s: %s", what, error ? error_text(error) : "failed");
+}
+
+int cut_shell(struct cut *c, const char *fmt, ...)
+{
+    va_list args;
+    char text[2048];
+
+    va_start(args, fmt);
+    int n = snprintf(text, sizeof(text), "cd %s && ", c->folder);
+    vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, args);
+    va_end(args);
+    return system(text);
+}
+
+/* ---- the base ---- */
+
+void cut_load_base(struct cut *c, const char *name)
+{
+    char *path = xasprintf("%s/%s", c->folder, name);
+    int fd = open(path, O_RDONLY);
+
+    cut_need(c, fd >= 0, "open base", NULL);
+    free(c->base);
+    c->base = xcalloc(1, CUT_MAX_DISK);
+    ssize_t n = pread(fd, c->base, CUT_MAX_DISK, 0);
+    cut_need(c, n > 0 && n < (ssize_t)CUT_MAX_DISK, "read base", NULL);
+    c->base_length = align_up((uint64_t)n, 512);
+    close(fd);
+    free(path);
+}
+
+coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t size)
+{
+    struct opts *opts = opts_new();
+    struct error *error = NULL;
+    char *path = xasprintf("%s/base", c->folder);
+
+    opts_parse(opts, options, NULL, true, NULL);
+    cut_need(c, blk_co_create("qcow2", path, opts, size, &error) == 0, "create", error);
+    opts_free(opts);
+    free(path);
+}
+
+/* ---- nodes ---- */
+
+coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, const uint8_t *content, uint64_t length,
+                                            const char *more)
+{
+    char *line = xasprintf("driver=memory,node-name=%s,size=%" PRIu64 "%s", name, length, more);
+    struct opts *opts = opts_new();
+    struct error *error = NULL;
+
+    opts_parse(opts, line, NULL, true, NULL);
+    struct blk_node *node = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE, &error);
+    cut_need(c, node, "memory node", error);
+    if (content)
+        memory_node_fill(node, content, length);
+    opts_free(opts);
+    free(line);
+    return node;
+}
+
+coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    opts_set(opts, "driver", "qcow2");
+    opts_set(opts, "file", file);
+    if (backing)
+        opts_set(opts, "backing", backing);
+    struct blk_node *node = blk_co_open(NULL, opts, backing ? flags : flags | BLK_O_NO_BACKING, errp);
+    opts_free(opts);
+    return node;
+}
+
+coroutine_fn void cut_co_start(struct cut *c, const char *more)
+{
+    struct opts *opts = opts_new();
+    struct error *error = NULL;
+    char *line = xasprintf("driver=blklogwrites,node-name=logging,file=disk,log.driver=file,log.filename=%s",
+                           c->log_path);
+    int fd = open(c->log_path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    cut_need(c, fd >= 0, "log", NULL);
+    close(fd);
+    c->disk = cut_co_memory(c, "disk", c->base, c->base_length, more);
+    opts_parse(opts, line, NULL, true, NULL);
+    c->file = blk_co_open(NULL, opts, c->log_flags | BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, &error);
+    cut_need(c, c->file, "log node", error);
+    opts_free(opts);
+    free(line);
+}
+
+coroutine_fn void cut_co_finish(struct cut *c)
+{
+    struct error *error = NULL;
+
+    blk_co_node_unref(c->file);
+    blk_co_node_unref(c->disk);
+    c->log = logwrites_open(c->log_path, &error);
+    cut_need(c, c->log, "read the log", error);
+}
