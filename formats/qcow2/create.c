@@ -2,9 +2,10 @@
 /*
  * Creating an image: options, layout, first metadata.
  *
- * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. The
- * header comes last, after a flush: a create that was cut off leaves a file that is no qcow2 image, not one with holes
- * in it. With preallocation the finished image is opened and its clusters are allocated like any others.
+ * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. What the
+ * file held before is made unreadable first, durably, and the header's first sector comes last: a create that was cut off
+ * leaves a file that is no qcow2 image, or the old one untouched, never a mixture. With preallocation the finished image is
+ * opened and its clusters are allocated like any others.
  */
 #include "qcow2.h"
 
@@ -220,6 +221,25 @@ static coroutine_fn int co_write_tables(struct blk_node *file, const struct plan
     /* The L1 table is all zeroes; its end is also the end of the file. */
     if (ret == 0 && p->header.l1_size)
         ret = blk_co_write_zeroes(file, p->header.l1_offset, (uint64_t)p->header.l1_size * 8, 0);
+    return ret;
+}
+
+/* No old header may survive next to new tables. */
+static coroutine_fn int co_forget_old(struct blk_node *file)
+{
+    static const uint8_t zeroes[BLK_SECTOR_SIZE];
+
+    if (blk_node_size(file) == 0)
+        return 0;
+    int ret = blk_co_write(file, 0, zeroes, sizeof(zeroes), 0);
+    return ret < 0 ? ret : blk_co_flush(file);
+}
+
+/* The magic number is in the first sector: without it nobody looks at the others. */
+static coroutine_fn int co_write_header(struct blk_node *file, const uint8_t *head)
+{
+    int ret = blk_co_write(file, 0, head, BLK_SECTOR_SIZE, 0);
+
     return ret < 0 ? ret : blk_co_flush(file);
 }
 
@@ -232,15 +252,15 @@ static coroutine_fn int co_write_image(struct blk_node *file, struct plan *p, st
     int ret = qcow2_header_build(&p->header, p->backing_name, p->backing_format, head, p->cluster_size, errp);
     if (ret < 0)
         return ret;
-    /* No old header may survive next to the new tables. */
-    static const uint8_t zeroes[BLK_SECTOR_SIZE];
-    ret = blk_co_write(file, 0, zeroes, sizeof(zeroes), 0);
+    ret = co_forget_old(file);
     if (ret == 0)
         ret = co_write_tables(file, p);
-    if (ret == 0)
-        ret = blk_co_write(file, 0, head, p->cluster_size, 0);
+    if (ret == 0 && p->cluster_size > BLK_SECTOR_SIZE)
+        ret = blk_co_write(file, BLK_SECTOR_SIZE, head + BLK_SECTOR_SIZE, p->cluster_size - BLK_SECTOR_SIZE, 0);
     if (ret == 0)
         ret = blk_co_flush(file);
+    if (ret == 0)
+        ret = co_write_header(file, head);
     return ret < 0 ? error_set_errno(errp, ret, "Could not write qcow2 metadata") : 0;
 }
 

@@ -21,6 +21,7 @@ static const struct workload {
     const char *kind;
     coroutine_fn void (*co_work)(struct cut *c);
 } workloads[] = {
+    { "create", powercut_co_create },
     { "reftable", powercut_co_guest },
 };
 

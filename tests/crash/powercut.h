@@ -53,6 +53,7 @@ struct cut_moment {
 /* ---- workloads ---- */
 
 coroutine_fn void powercut_co_guest(struct cut *c);
+coroutine_fn void powercut_co_create(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 
