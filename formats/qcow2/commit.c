@@ -3,7 +3,8 @@
  * Group commit: the one way by which changed metadata reaches the file.
  *
  * A commit copies what is dirty under the lock, then writes without it:
- *   phase 0  new refcount blocks (and a moved refcount table), flush, then the header that names a moved table;
+ *   phase 0  new refcount blocks (and a moved refcount table with all that counts it), flush, then the header that names
+ *            a moved table;
  *   phase 1  refcounts that went up, table entries of new blocks; flush: now these and all guest data that was written
  *            before the copy are durable;
  *   phase 2  L2 slices and L1 entries of the copy; flush.
@@ -173,6 +174,9 @@ static coroutine_fn int co_phase_0(struct qcow2 *s, struct commit *c)
 
     if (ret == 0)
         ret = qcow2_co_writeback_write(&c->table, s->node->file);
+    /* The table's clusters may be counted by blocks that were there before. */
+    if (ret == 0 && c->moved)
+        ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);
     return ret == 0 && c->moved ? co_name_table(s, c) : ret;
@@ -184,7 +188,7 @@ static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
 
     if (c->fresh.count || c->moved)
         ret = co_phase_0(s, c);
-    if (ret == 0)
+    if (ret == 0 && !c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);

@@ -4,7 +4,8 @@
  *
  * The size in the header changes in one sector. Growing: first a larger L1 table where the present one is too small
  * (written and flushed before the header names it), then what lies past the old end is made to read as zeroes, then
- * the size. Shrinking: first the size, then what lies past it is given up; cut off half way, that leaves leaks.
+ * the size. Shrinking: first the size, then what lies past it is given up. Cut off half way, that leaves entries past
+ * the end, so growing does not take for granted that there are none.
  */
 #include "qcow2.h"
 
@@ -172,6 +173,14 @@ coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t
 
 /* ---- growing ---- */
 
+/* Entries past the end: of a shrink that was cut off, or VM state of the snapshot that was applied last. */
+static coroutine_fn int co_drop_leftovers(struct qcow2 *s, uint64_t old_size)
+{
+    uint64_t start = align_up(old_size, s->cluster_size), end = (uint64_t)s->l1_size << s->l1_shift;
+
+    return end > start ? qcow2_co_clear(s, start, end - start, QCOW2_CLEAR_DROP) : 0;
+}
+
 /* Bytes past the old end: of its last cluster, and those that a longer backing image would show. */
 static coroutine_fn int co_zero_new_range(struct qcow2 *s, uint64_t old_size, uint64_t size)
 {
@@ -213,8 +222,10 @@ static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t siz
                                 struct error **errp)
 {
     uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift);
-    int ret = 0;
+    int ret = co_drop_leftovers(s, old_size);
 
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Could not zero the new area");
     if (entries > s->l1_size)
         ret = co_grow_l1(s, entries);
     if (ret < 0)

@@ -22,6 +22,7 @@ static const struct workload {
     coroutine_fn void (*co_work)(struct cut *c);
 } workloads[] = {
     { "create", powercut_co_create },
+    { "resize", powercut_co_resize },
     { "reftable", powercut_co_guest },
 };
 

@@ -54,6 +54,7 @@ struct cut_moment {
 
 coroutine_fn void powercut_co_guest(struct cut *c);
 coroutine_fn void powercut_co_create(struct cut *c);
+coroutine_fn void powercut_co_resize(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 
