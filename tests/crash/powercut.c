@@ -23,6 +23,7 @@ static const struct workload {
 } workloads[] = {
     { "create", powercut_co_create },
     { "resize", powercut_co_resize },
+    { "repair", powercut_co_repair },
     { "reftable", powercut_co_guest },
 };
 

@@ -55,6 +55,7 @@ struct cut_moment {
 coroutine_fn void powercut_co_guest(struct cut *c);
 coroutine_fn void powercut_co_create(struct cut *c);
 coroutine_fn void powercut_co_resize(struct cut *c);
+coroutine_fn void powercut_co_repair(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 
