@@ -43,7 +43,7 @@ static bool refcounts_wanted(const struct qcow2 *s)
 static bool anything_to_do(const struct qcow2 *s)
 {
     return s->dirty_count || s->l1_dirty_count || s->freed.count || s->reftable_moved || !list_empty(&s->limbo) ||
-           (s->refblock_dirty_count && refcounts_wanted(s));
+           (s->refblock_dirty_count && refcounts_wanted(s)) || atomic_load(&s->header_unsure);
 }
 
 /* ---- copying ---- */
@@ -182,11 +182,23 @@ static coroutine_fn int co_phase_0(struct qcow2 *s, struct commit *c)
     return ret == 0 && c->moved ? co_name_table(s, c) : ret;
 }
 
-static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
+/* What was written under one header must not be acknowledged while the disk may have another. */
+static coroutine_fn int co_make_header_sure(struct qcow2 *s, const struct commit *c)
 {
     int ret = 0;
 
-    if (c->fresh.count || c->moved)
+    co_mutex_lock(&s->lock);
+    if (atomic_load(&s->header_unsure) && !c->moved) /* else phase 0 does it */
+        ret = qcow2_co_header_write(s);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
+{
+    int ret = atomic_load(&s->header_unsure) ? co_make_header_sure(s, c) : 0;
+
+    if (ret == 0 && (c->fresh.count || c->moved))
         ret = co_phase_0(s, c);
     if (ret == 0 && !c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
@@ -283,7 +295,8 @@ static coroutine_fn void co_run_commit(struct qcow2 *s)
     else
         s->commit_error = ret;
     s->commit_running = false;
-    atomic_store_explicit(&s->need_commit, s->dirty_count || s->l1_dirty_count || s->reftable_moved,
+    atomic_store_explicit(&s->need_commit,
+                          s->dirty_count || s->l1_dirty_count || s->reftable_moved || atomic_load(&s->header_unsure),
                           memory_order_release);
     co_cond_broadcast(&s->commit_done);
     qcow2_co_reap(s, false);
@@ -329,8 +342,11 @@ coroutine_fn int qcow2_co_settle(struct qcow2 *s)
     co_mutex_lock(&s->lock);
     do {
         ret = co_commit_locked(s);
-        if (ret == 0)
-            ret = qcow2_co_reap(s, true);
+        if (ret == 0) {
+            qcow2_co_reap(s, true);
+            ret = s->reap_error;
+            s->reap_error = 0;
+        }
     } while (ret == 0 && anything_to_do(s));
     co_mutex_unlock(&s->lock);
     return ret;

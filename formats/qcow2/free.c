@@ -84,15 +84,13 @@ static coroutine_fn int co_release(struct qcow2 *s, const struct qcow2_freed *fr
     return result;
 }
 
-coroutine_fn int qcow2_co_reap(struct qcow2 *s, bool wait)
+coroutine_fn void qcow2_co_reap(struct qcow2 *s, bool wait)
 {
-    int result = 0;
-
     if (list_empty(&s->limbo) && !(wait && s->reaping))
-        return 0;
+        return;
     while (s->reaping) {
         if (!wait)
-            return 0;
+            return;
         co_cond_wait(&s->commit_done, &s->lock);
     }
     s->reaping = true;
@@ -107,12 +105,11 @@ coroutine_fn int qcow2_co_reap(struct qcow2 *s, bool wait)
         }
         list_remove(&limbo->link);
         int ret = co_release(s, &limbo->freed);
-        if (ret < 0 && result == 0)
-            result = ret;
+        if (ret < 0 && s->reap_error == 0)
+            s->reap_error = ret;
         free(limbo->freed.extents);
         free(limbo);
     }
     s->reaping = false;
     co_cond_broadcast(&s->commit_done);
-    return result;
 }

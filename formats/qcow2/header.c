@@ -332,5 +332,10 @@ coroutine_fn int qcow2_co_header_write(struct qcow2 *s)
 {
     int ret = blk_co_write(s->node->file, 0, s->sector0, sizeof(s->sector0), 0);
 
-    return ret < 0 ? ret : blk_co_flush(s->node->file);
+    if (ret == 0)
+        ret = blk_co_flush(s->node->file);
+    atomic_store_explicit(&s->header_unsure, ret < 0, memory_order_release);
+    if (ret < 0)
+        atomic_store_explicit(&s->need_commit, true, memory_order_release);
+    return ret;
 }

@@ -139,7 +139,8 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
     }
     describe(s, slice, op, fua, offset, length, extent);
     /* After the entries: one that is not durable yet was stored after `unstable` was set. */
-    if (fua && atomic_load_explicit(&slice->unstable, memory_order_acquire))
+    if (fua && (atomic_load_explicit(&slice->unstable, memory_order_acquire) ||
+                atomic_load_explicit(&s->header_unsure, memory_order_acquire)))
         say(extent, BLK_SLOW, 0, length);
 }
 

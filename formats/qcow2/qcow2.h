@@ -251,8 +251,9 @@ struct qcow2 {
     _Atomic uint64_t *l1; /* big-endian; memory is whole sectors */
     uint32_t l1_size;     /* entries */
     _Atomic(struct qcow2_dir *) *dir;
-    atomic_bool need_commit; /* an L2 or L1 change is not durable: a flush has to commit */
-    atomic_bool corrupt;     /* no write is allowed any more */
+    atomic_bool need_commit;   /* an L2 or L1 change is not durable: a flush has to commit */
+    atomic_bool corrupt;       /* no write is allowed any more */
+    atomic_bool header_unsure; /* a write of the header failed: on disk it may be the one before, or what was to be */
 
     struct co_mutex lock;
 
@@ -282,6 +283,7 @@ struct qcow2 {
     struct qcow2_freed freed;
     struct list limbo;
     bool reaping;
+    int reap_error; /* a refcount could not be lowered: a leak. For the next settle to tell */
 
     /* requests (inflight.c) */
     struct list inflight;
@@ -347,7 +349,8 @@ int qcow2_features_check(uint64_t unknown, const struct qcow2_extensions *ext, s
 /* Writes header, extensions and backing name into a zeroed buffer of one cluster. Sets header->backing_offset. */
 int qcow2_header_build(struct qcow2_header *header, const char *backing_name, const char *backing_format, uint8_t *out,
                        size_t out_size, struct error **errp);
-/* Changes fields of the first sector in memory; qcow2_co_header_write() makes it durable (write and host flush). */
+/* Changes fields of the first sector in memory; qcow2_co_header_write() makes it durable (write and host flush). Where
+ * that fails nobody knows which header is on disk: every commit writes it first, until it is the one in memory. */
 void qcow2_header_set32(struct qcow2 *s, enum qcow2_header_field at, uint32_t value);
 void qcow2_header_set64(struct qcow2 *s, enum qcow2_header_field at, uint64_t value);
 coroutine_fn int qcow2_co_header_write(struct qcow2 *s);
@@ -447,7 +450,7 @@ coroutine_fn int qcow2_co_begin_changes(struct qcow2 *s);
 /* References to these clusters are gone from memory; see commit.c for what follows. Lock held. */
 void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, bool discard);
 void qcow2_free_entry(struct qcow2 *s, uint64_t entry, bool discard); /* what an L2 entry referred to */
-coroutine_fn int qcow2_co_reap(struct qcow2 *s, bool wait);           /* lock held; given up and taken again */
+coroutine_fn void qcow2_co_reap(struct qcow2 *s, bool wait);          /* lock held; given up and taken again */
 
 /* ---- inflight.c ---- */
 

@@ -30,6 +30,7 @@ static int grow_l1_memory(const struct qcow2 *s, uint64_t entries, struct l1_mem
         free(m->l1);
         free(m->dirty);
         free(m->dir);
+        *m = (struct l1_memory){ 0 };
         return -ENOMEM;
     }
     memcpy((void *)m->l1, (const void *)s->l1, (size_t)s->l1_size * 8);
@@ -75,14 +76,14 @@ static coroutine_fn int co_grow_l1(struct qcow2 *s, uint64_t entries)
     if (ret == 0)
         ret = qcow2_co_alloc_exact(s, clusters, &offset);
     co_mutex_unlock(&s->lock);
-    if (ret == 0)
-        ret = qcow2_co_settle(s);
-    if (ret == 0)
-        ret = grow_l1_memory(s, entries, &m);
     if (ret < 0)
         return ret;
+    ret = qcow2_co_settle(s);
+    if (ret == 0)
+        ret = grow_l1_memory(s, entries, &m);
     co_mutex_lock(&s->lock);
-    ret = co_move_l1(s, entries, offset, &m);
+    if (ret == 0)
+        ret = co_move_l1(s, entries, offset, &m);
     if (ret == 0) {
         free(s->l1);
         free(s->l1_dirty);
@@ -97,6 +98,8 @@ static coroutine_fn int co_grow_l1(struct qcow2 *s, uint64_t entries)
         free(m.l1);
         free(m.dirty);
         free(m.dir);
+        /* Once a commit has made sure that the header on disk does not name it. */
+        qcow2_freed_add(&s->freed, offset >> s->cluster_bits, clusters, false);
     }
     qcow2_note_dirty(s);
     co_mutex_unlock(&s->lock);

@@ -70,11 +70,12 @@ static void add_to(const struct damage *d, const struct layout *l, uint64_t clus
 
 static void leak(struct damage *d, const struct layout *l)
 {
-    uint64_t clusters = d->length >> l->cluster_bits;
+    uint64_t clusters = div_round_up(d->length, l->cluster_size), length = (clusters + below(d, 8)) << l->cluster_bits;
 
     for (uint64_t n = below(d, 6); n > 0; n--)
         add_to(d, l, below(d, clusters), 1 + (int)below(d, 2));
-    d->length = (clusters + below(d, 8)) << l->cluster_bits;
+    memset(d->image + d->length, 0, length - d->length);
+    d->length = length;
     for (uint64_t i = clusters; i < d->length >> l->cluster_bits; i++)
         add_to(d, l, i, 1);
 }
@@ -88,7 +89,7 @@ static void lower(struct damage *d, const struct layout *l)
 /* The block that counts the first clusters, or another. */
 static void unname_block(struct damage *d, const struct layout *l, uint64_t instead)
 {
-    uint64_t blocks = div_round_up(d->length >> l->cluster_bits, l->per_block);
+    uint64_t blocks = div_round_up(div_round_up(d->length, l->cluster_size), l->per_block);
 
     store_be64(d->image + l->reftable + below(d, blocks) * 8, instead);
 }

@@ -10,6 +10,7 @@
 
 static const struct opt_desc memory_options[] = {
     { .name = "size", .type = OPT_SIZE, .def = "1M", .help = "size" },
+    { .name = "max-size", .type = OPT_SIZE, .help = "how far it grows" },
     { .name = "align", .type = OPT_SIZE, .def = "1", .help = "alignment of offsets and lengths" },
     { .name = "mem-align", .type = OPT_SIZE, .def = "1", .help = "alignment of memory" },
     { .name = "latency-ns", .type = OPT_NUMBER, .def = "0", .help = "time that a request takes" },
@@ -22,7 +23,9 @@ static coroutine_fn int memory_co_open(struct blk_node *node, struct opts *opts,
     uint64_t align = 1, mem_align = 1;
 
     (void)flags;
+    m->max_size = INT64_MAX;
     if (opts_size(opts, memory_options, "size", &m->capacity, errp) < 0 ||
+        opts_size(opts, memory_options, "max-size", &m->max_size, errp) < 0 ||
         opts_size(opts, memory_options, "align", &align, errp) < 0 ||
         opts_size(opts, memory_options, "mem-align", &mem_align, errp) < 0 ||
         opts_number(opts, memory_options, "latency-ns", &m->latency_ns, errp) < 0)
@@ -42,6 +45,18 @@ static coroutine_fn int memory_co_close(struct blk_node *node)
     free(m->data);
     pthread_mutex_destroy(&m->lock);
     return 0;
+}
+
+/* Lock held. 0, or what the request ends with. */
+static int next_fault(struct memory_node *m)
+{
+    struct memory_faults *f = &m->faults;
+
+    f->requests++;
+    if (f->fail_at == 0 || f->requests < f->fail_at || (f->requests > f->fail_at && !f->for_good))
+        return 0;
+    f->failed = true;
+    return f->with;
 }
 
 static void grow(struct blk_node *node, struct memory_node *m, uint64_t end)
@@ -72,15 +87,19 @@ static void transfer(struct memory_node *m, struct blk_io *io)
     }
 }
 
-static int perform(struct blk_io *io)
+/* Lock held. */
+static int perform_locked(struct blk_node *node, struct memory_node *m, struct blk_io *io)
 {
-    struct blk_node *node = io->node;
-    struct memory_node *m = node->state;
-    int fail = atomic_exchange(&m->fail_next, 0);
+    uint64_t end = io->offset + io->length;
+    bool puts = io->op == BLK_OP_WRITE || io->op == BLK_OP_WRITE_ZEROES;
+    int ret = next_fault(m);
 
-    if (fail)
-        return fail;
-    pthread_mutex_lock(&m->lock);
+    if (ret < 0)
+        return ret;
+    if (puts && (end < io->offset || end > m->max_size))
+        return -ENOSPC;
+    if (puts)
+        grow(node, m, end);
     switch (io->op) {
     case BLK_OP_READ:
         m->reads++;
@@ -89,20 +108,27 @@ static int perform(struct blk_io *io)
     case BLK_OP_WRITE:
         m->writes++;
         m->fua += io->flags & BLK_REQ_FUA ? 1u : 0u;
-        grow(node, m, io->offset + io->length);
         transfer(m, io);
         break;
     case BLK_OP_FLUSH: m->flushes++; break;
     case BLK_OP_WRITE_ZEROES:
         m->zeroes++;
-        grow(node, m, io->offset + io->length);
         memset(m->data + io->offset, 0, io->length);
         break;
     case BLK_OP_DISCARD: m->discards++; break;
     default: break;
     }
-    pthread_mutex_unlock(&m->lock);
     return 0;
+}
+
+static int perform(struct blk_io *io)
+{
+    struct memory_node *m = io->node->state;
+
+    pthread_mutex_lock(&m->lock);
+    int ret = perform_locked(io->node, m, io);
+    pthread_mutex_unlock(&m->lock);
+    return ret;
 }
 
 /* The operation takes effect when it completes, so that tests see what comes in between. */
@@ -155,11 +181,16 @@ static coroutine_fn int memory_co_truncate(struct blk_node *node, uint64_t size,
 {
     struct memory_node *m = node->state;
 
-    (void)exact, (void)prealloc, (void)errp;
-    grow(node, m, size);
-    m->capacity = size;
-    atomic_store(&node->size, size);
-    return 0;
+    (void)exact, (void)prealloc;
+    pthread_mutex_lock(&m->lock);
+    int ret = size > m->max_size ? -ENOSPC : next_fault(m);
+    if (ret == 0) {
+        grow(node, m, size);
+        m->capacity = size;
+        atomic_store(&node->size, size);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return ret < 0 ? error_set_errno(errp, ret, "Could not resize") : 0;
 }
 
 static const struct blk_driver memory_driver = {
@@ -191,4 +222,13 @@ void memory_node_fill(struct blk_node *node, const void *content, uint64_t lengt
         memset(m->data + length, 0, m->capacity - length);
     m->capacity = length;
     atomic_store(&node->size, length);
+}
+
+void memory_node_fail(struct blk_node *node, struct memory_faults faults)
+{
+    struct memory_node *m = memory_node(node);
+
+    pthread_mutex_lock(&m->lock);
+    m->faults = faults;
+    pthread_mutex_unlock(&m->lock);
 }

@@ -252,7 +252,7 @@ TEST_CO(errors_and_bounds)
     assert_int_equal(blk_front_co_read(front, BLOCKS * BLOCK - 10, buffer, 11), -EIO);
     assert_int_equal(blk_front_co_read(front, UINT64_MAX - 5, buffer, 11), -EIO);
     assert_int_equal(blk_front_co_read(front, BLOCKS * BLOCK, buffer, 0), 0);
-    atomic_store(&m->fail_next, -ENOSPC);
+    memory_node_fail(blk_front_node(front)->file, (struct memory_faults){ .fail_at = 1, .with = -ENOSPC });
     assert_int_equal(blk_front_co_write(front, 0, buffer, BLOCK, 0), -ENOSPC);
     assert_int_equal(blk_front_co_write(front, 0, buffer, BLOCK, BLK_REQ_FUA), 0);
     assert_int_equal(m->fua, 1);
