@@ -4,96 +4,37 @@
  * last 64 bytes: those are eight operations of eight bytes (what, length in sectors, offset in sectors). The file lies
  * in memory and may not grow past 8 MiB, so that a wild offset is a write error and not a wish for memory.
  */
+#include "memory_node.h"
+
 #include <base/compiler.h>
 #include <base/coroutine.h>
 #include <base/endian.h>
 #include <block/image.h>
-#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define FILE_MAX (8u << 20)
+#define FILE_MAX "8M"
+#define INPUT_MAX (4u << 20)
 #define OPERATIONS 8u
 #define OPERATION_BYTES 8u
 
-static uint8_t content[FILE_MAX];
-static uint64_t content_size;
 static struct loop *loop;
+static struct blk_node *file; /* lives as long as the process */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* ---- the file ---- */
-
-static coroutine_fn int file_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
+static coroutine_fn void co_open_file(void)
 {
-    node->limits.request_alignment = node->limits.memory_alignment = 1;
-    atomic_store(&node->size, content_size);
-    return 0;
+    struct opts *opts = opts_new();
+
+    opts_set(opts, "driver", "memory");
+    opts_set(opts, "node-name", "file");
+    opts_set(opts, "size", "0");
+    opts_set(opts, "max-size", FILE_MAX);
+    file = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, NULL);
+    opts_free(opts);
+    if (!file)
+        abort();
 }
-
-static void read_part(uint64_t at, const struct iovec *iov)
-{
-    for (size_t i = 0; i < iov->iov_len; i++)
-        ((uint8_t *)iov->iov_base)[i] = at + i < content_size ? content[at + i] : 0;
-}
-
-static int perform(struct blk_io *io)
-{
-    uint64_t at = io->offset, end = io->offset + io->length;
-
-    if (io->op == BLK_OP_READ) {
-        for (int i = 0; i < io->iov_count; at += io->iov[i++].iov_len)
-            read_part(at, &io->iov[i]);
-        return 0;
-    }
-    if (io->op == BLK_OP_FLUSH || io->op == BLK_OP_DISCARD)
-        return 0;
-    if (end < io->offset || end > FILE_MAX)
-        return -ENOSPC;
-    if (io->op == BLK_OP_WRITE_ZEROES)
-        memset(content + io->offset, 0, io->length);
-    for (int i = 0; io->op == BLK_OP_WRITE && i < io->iov_count; at += io->iov[i++].iov_len)
-        memcpy(content + at, io->iov[i].iov_base, io->iov[i].iov_len);
-    if (end > content_size) {
-        content_size = end;
-        atomic_store(&io->node->size, end);
-    }
-    return 0;
-}
-
-static void complete(struct loop_task *task)
-{
-    struct blk_io *io = container_of(task, struct blk_io, task);
-
-    io->done(io, perform(io));
-}
-
-static void file_submit(struct blk_node *node, struct blk_io *io)
-{
-    io->task.fn = complete;
-    loop_defer(io->loop, &io->task);
-}
-
-static coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
-                                         struct error **errp)
-{
-    if (size > FILE_MAX)
-        return error_set(errp, -ENOSPC, "too large");
-    if (size > content_size)
-        memset(content + content_size, 0, size - content_size);
-    content_size = size;
-    atomic_store(&node->size, size);
-    return 0;
-}
-
-static const struct blk_driver fuzz_file = {
-    .name = "fuzz-file",
-    .flags = BLK_DRIVER_PROTOCOL | BLK_DRIVER_GROWS,
-    .co_open = file_co_open,
-    .submit = file_submit,
-    .co_truncate = file_co_truncate,
-};
-BLK_DRIVER(fuzz_file)
 
 /* ---- what is done to it ---- */
 
@@ -103,7 +44,7 @@ static coroutine_fn struct blk_node *co_open_image(unsigned flags)
     struct error *error = NULL;
 
     opts_set(opts, "driver", "qcow2");
-    opts_set(opts, "file.driver", "fuzz-file");
+    opts_set(opts, "file", "file");
     opts_set(opts, "l2-cache-size", "4096");
     struct blk_node *node = blk_co_open(NULL, opts, flags | BLK_O_NO_BACKING, &error);
     if (!node && !error)
@@ -174,9 +115,9 @@ static coroutine_fn int co_input(void *arg)
     struct blk_info info;
     struct error *error = NULL;
 
-    memset(content, 0, content_size);
-    content_size = image_size;
-    memcpy(content, input->data, content_size);
+    if (!file)
+        co_open_file();
+    memory_node_fill(file, input->data, image_size);
     if (how & 1)
         co_check(how & 2 ? BLK_FIX_LEAKS | BLK_FIX_ERRORS : how & 4 ? BLK_FIX_LEAKS : 0);
     struct blk_node *node = co_open_image(how & 8 ? 0 : BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
@@ -203,7 +144,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* A large L1 table is allowed and only slow. */
     if (size > 40 && load_be32(data + 36) > 0x4000)
         return 0;
-    if (size < OPERATIONS * OPERATION_BYTES + 4 || size > FILE_MAX / 2)
+    if (size < OPERATIONS * OPERATION_BYTES + 4 || size > INPUT_MAX)
         return 0;
     if (!loop)
         loop = loop_new(NULL);
