@@ -96,37 +96,48 @@ static char *parse_value(const char **text)
     return value;
 }
 
+/* `name` alone is name=on, `noname` is name=off. Takes `word`. */
+static void parse_switch(char *word, bool warn, char **key, char **value)
+{
+    bool off = !strncmp(word, "no", 2);
+    *key = xstrdup(off ? word + 2 : word);
+    *value = xstrdup(off ? "off" : "on");
+    if (warn && *word && strcmp(word, "help") != 0) {
+        warn_report("short-form boolean option '%s' deprecated", word);
+        fprintf(stderr, "Please use %s=%s instead\n", *key, *value);
+    }
+    free(word);
+}
+
 /* One `key=value`, `key` or implied value. On return *key and *value belong to the caller. */
-static void parse_pair(const char **text, const char *implied, char **key, char **value)
+static void parse_pair(const char **text, const char *implied, bool warn, char **key, char **value)
 {
     size_t length = strcspn(*text, "=,");
     if ((*text)[length] == '=') {
-        *key = strndup(*text, length);
+        *key = xasprintf("%.*s", (int)length, *text);
         *text += length + 1;
         *value = parse_value(text);
     } else if (implied) {
         *key = xstrdup(implied);
         *value = parse_value(text);
     } else {
-        *key = strndup(*text, length);
+        char *word = xasprintf("%.*s", (int)length, *text);
         *text += length + ((*text)[length] == ',');
-        *value = xstrdup("on");
+        parse_switch(word, warn, key, value);
     }
-    if (!*key)
-        abort();
 }
 
-int opts_parse(struct opts *opts, const char *text, const char *implied, bool last_wins, struct error **errp)
+int opts_parse(struct opts *opts, const char *text, const char *implied, unsigned flags, struct error **errp)
 {
     size_t before = opts->count;
     while (*text) {
         char *key, *value;
         int ret = 0;
-        parse_pair(&text, implied, &key, &value);
+        parse_pair(&text, implied, flags & OPTS_WARN_SHORT, &key, &value);
         implied = NULL;
         if (!*key)
             ret = error_set(errp, -EINVAL, "Invalid parameter ''");
-        else if (!last_wins && opts_lookup(opts, key))
+        else if (!(flags & OPTS_LAST_WINS) && opts_lookup(opts, key))
             ret = error_set(errp, -EINVAL, "Parameter '%s' is given more than once", key);
         if (ret == 0)
             opts_put(opts, key, value, VALUE_TEXT);

@@ -23,14 +23,12 @@ static int suffix_power(char suffix)
     return at ? (int)(at - SUFFIXES) : -1;
 }
 
-static int parse_hex(const char *digits, bool negative, uint64_t *out)
+/* `text` is the whole, for the warning; `digits` are those behind 0x. B and E are digits here, never suffixes. */
+static int parse_hex(const char *text, const char *digits, bool negative, uint64_t *out)
 {
     uint64_t value = 0;
-    if (!*digits)
-        return -EINVAL;
-    for (const char *p = digits; *p; p++) {
-        if (!isxdigit((unsigned char)*p))
-            return -EINVAL;
+    const char *p = digits;
+    for (; isxdigit((unsigned char)*p); p++) {
         /* Keep looking at the rest: a text that is no number is EINVAL, however large its beginning. */
         if (value >> 60)
             value = UINT64_MAX;
@@ -38,7 +36,12 @@ static int parse_hex(const char *digits, bool negative, uint64_t *out)
             value = value << 4 |
                     (uint64_t)(isdigit((unsigned char)*p) ? *p - '0' : tolower((unsigned char)*p) - 'a' + 10);
     }
-    if (value > INT64_MAX || negative)
+    int power = *p ? suffix_power(*p) : 0;
+    if (p == digits || power < 0 || (*p && p[1]))
+        return -EINVAL;
+    if (*p && !negative)
+        warn_report("Using a multiplier suffix on hex numbers is deprecated: %s", text);
+    if (!checked_mul(value, UINT64_C(1) << (10 * power), &value) || value > INT64_MAX || negative)
         return -ERANGE;
     *out = value;
     return 0;
@@ -74,13 +77,14 @@ static const char *parse_fraction(const char *p, double *out)
 
 int size_parse(const char *text, char default_suffix, uint64_t *out)
 {
+    const char *whole_text = text;
     while (isspace((unsigned char)*text))
         text++;
     bool negative = *text == '-';
     if (*text == '+' || *text == '-')
         text++;
     if (text[0] == '0' && (text[1] == 'x' || text[1] == 'X'))
-        return parse_hex(text + 2, negative, out);
+        return parse_hex(whole_text, text + 2, negative, out);
     if (!isdigit((unsigned char)*text))
         return -EINVAL;
 

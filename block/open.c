@@ -240,7 +240,7 @@ static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, str
         if (file)
             blk_node_ref(file);
         else
-            error_set(errp, -ENODEV, "Cannot find device='' nor node-name='%s'", reference);
+            error_set(errp, -ENODEV, "Cannot find device='%s' nor node-name='%s'", reference, reference);
     } else if (!filename && opts_count(file_opts) == 0) {
         error_set(errp, -EINVAL, "Must specify either driver or file");
     } else {

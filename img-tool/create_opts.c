@@ -6,7 +6,6 @@
  */
 #include "create_opts.h"
 
-#include <base/size.h>
 #include <block/front.h>
 
 #include <errno.h>
@@ -117,6 +116,19 @@ static int check_values(const struct create_opts *create, struct error **errp)
     return ret;
 }
 
+/* Sizes as plain numbers: that is how they are printed, and a suffix that is warned of is read no more. */
+static void normalise_sizes(struct create_opts *create)
+{
+    for (const struct opt_desc *desc = create->table; desc->name; desc++) {
+        uint64_t size;
+        if (desc->type != OPT_SIZE || !opts_has(create->opts, desc->name) ||
+            opts_size(create->opts, create->table, desc->name, &size, NULL) < 0)
+            continue;
+        AUTO_FREE char *text = xasprintf("%" PRIu64, size);
+        opts_set(create->opts, desc->name, text);
+    }
+}
+
 int create_opts_resolve(struct create_opts *create, const char *format, const char *filename, struct error **errp)
 {
     create->opts = opts_new();
@@ -132,8 +144,12 @@ int create_opts_resolve(struct create_opts *create, const char *format, const ch
         return error_set(errp, -ENOTSUP, "Protocol driver '%s' does not support image creation",
                          create->protocol->name);
     create->table = merge_tables(create->format->create_options, create->protocol->create_options);
-    int ret = create->text ? opts_parse(create->opts, create->text, NULL, true, errp) : 0;
-    return ret < 0 ? ret : check_values(create, errp);
+    int ret = create->text ? opts_parse(create->opts, create->text, NULL, OPTS_LAST_WINS, errp) : 0;
+    if (ret == 0)
+        ret = check_values(create, errp);
+    if (ret == 0)
+        normalise_sizes(create);
+    return ret;
 }
 
 int create_opts_backing(struct create_opts *create, const char *file, const char *format, struct error **errp)
@@ -182,16 +198,12 @@ void create_opts_print(const struct create_opts *create)
 {
     for (const struct opt_desc *desc = create->table; desc->name; desc++) {
         const char *value = create_opts_get(create, desc->name);
-        uint64_t size;
         if (!value)
             value = desc->def;
         if (!value)
             continue;
         printf(" %s=", desc->name);
-        if (desc->type == OPT_SIZE && size_parse(value, desc->default_suffix ? desc->default_suffix : 'B', &size) == 0)
-            printf("%" PRIu64, size);
-        else
-            print_escaped(value);
+        print_escaped(value);
     }
 }
 

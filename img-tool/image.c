@@ -5,6 +5,7 @@
  */
 #include "image.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +31,7 @@ static coroutine_fn struct blk_node *co_open_node(const char *name, const struct
         opts_set(opts, "driver", source->format);
     if (source->force_share)
         opts_set_bool(opts, "force-share", true);
-    if (!source->image_opts || opts_parse(opts, name, "file", true, errp) == 0)
+    if (!source->image_opts || opts_parse(opts, name, "file", OPTS_LAST_WINS | OPTS_WARN_SHORT, errp) == 0)
         node = blk_co_open(source->image_opts ? NULL : name, opts, source->flags, errp);
     opts_free(opts);
     return node;
@@ -42,6 +43,11 @@ coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct 
     struct blk_node *node = co_open_node(name, source, options, errp);
     if (!node)
         return NULL;
+    if ((source->flags & BLK_O_RDWR) && !blk_node_writable(node)) { /* the options say read-only=on */
+        error_set(errp, -EACCES, "Block node is read-only");
+        blk_co_node_unref(node);
+        return NULL;
+    }
     unsigned perm = BLK_PERM_CONSISTENT_READ;
     unsigned shared = source->no_share ? BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED : BLK_PERM_ALL;
     if (source->flags & BLK_O_NO_IO)

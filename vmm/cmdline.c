@@ -86,7 +86,7 @@ static int add_item(struct config_items *items, const char *option, const char *
 {
     struct opts *opts = opts_new();
     bool json = *argument == '{';
-    int err = json ? opts_parse_json(opts, argument, errp) : opts_parse(opts, argument, implied, false, errp);
+    int err = json ? opts_parse_json(opts, argument, errp) : opts_parse(opts, argument, implied, 0, errp);
     if (err) {
         error_prepend(errp, "%s %s: ", option, argument);
         opts_free(opts);

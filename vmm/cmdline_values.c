@@ -24,7 +24,7 @@ static int parse(const char *option, const char *argument, const char *implied, 
                  struct opts **opts, struct error **errp)
 {
     *opts = opts_new();
-    int err = opts_parse(*opts, argument, implied, false, errp);
+    int err = opts_parse(*opts, argument, implied, 0, errp);
     if (!err)
         err = opts_validate(*opts, table, errp);
     if (err) {
@@ -76,7 +76,7 @@ int cmdline_machine(struct config *config, const char *argument, struct error **
         printf("Supported machines are:\nq35                  Standard PC (Q35 + ICH9) (default)\n");
         exit(0);
     }
-    int err = opts_parse(opts, argument, "type", false, errp);
+    int err = opts_parse(opts, argument, "type", 0, errp);
     if (!err)
         err = check_machine(opts, table, errp);
     if (err >= 0 && opts_unused(opts))
@@ -184,7 +184,7 @@ int cmdline_smp(struct config *config, const char *argument, struct error **errp
 {
     struct topology topology = { 0 };
     struct opts *opts = opts_new();
-    int err = opts_parse(opts, argument, "cpus", false, errp);
+    int err = opts_parse(opts, argument, "cpus", 0, errp);
     if (!err)
         err = read_topology(opts, &topology, errp);
     if (!err)

@@ -101,7 +101,7 @@ int blkdebug_inject(struct blk_node *node, const char *text, struct error **errp
 {
     struct blkdebug *s = node->state;
     struct opts *opts = opts_new();
-    int ret = opts_parse(opts, text, NULL, false, errp);
+    int ret = opts_parse(opts, text, NULL, 0, errp);
 
     if (ret == 0)
         ret = blkdebug_rules_add(&s->rules, opts, errp);

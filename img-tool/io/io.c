@@ -258,7 +258,7 @@ static coroutine_fn int co_open_named(struct io_session *session, const struct i
     struct image_source source = args->source;
     const char *name = args->filename;
     struct error *error = NULL;
-    if (source.image_opts && opts_parse(options, name, NULL, true, &error) < 0) {
+    if (source.image_opts && opts_parse(options, name, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) < 0) {
         error_report_free(error);
         opts_free(options);
         return -EINVAL;

@@ -104,7 +104,7 @@ coroutine_fn int io_co_close(struct io_session *session)
 static bool parse_options(struct opts *options, const char *text)
 {
     struct error *error = NULL;
-    if (opts_parse(options, text, NULL, true, &error) == 0)
+    if (opts_parse(options, text, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) == 0)
         return true;
     error_report_free(error);
     return false;

@@ -42,7 +42,7 @@ coroutine_fn int faults_co_make_image(struct faults *f, const char *options, uin
 {
     struct opts *opts = opts_new();
 
-    opts_parse(opts, options, NULL, true, NULL);
+    opts_parse(opts, options, NULL, OPTS_LAST_WINS, NULL);
     struct blk_create create = { .options = opts, .size = size, .file = f->file };
     int ret = blk_driver_find("qcow2")->co_create(&create, errp);
     opts_free(opts);

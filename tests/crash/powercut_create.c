@@ -89,7 +89,7 @@ static coroutine_fn void co_create(struct cut *c, struct creation *t)
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    opts_parse(opts, t->options, NULL, true, NULL);
+    opts_parse(opts, t->options, NULL, OPTS_LAST_WINS, NULL);
     struct blk_create create = { .options = opts, .size = t->size, .file = c->file };
     int ret = blk_driver_find("qcow2")->co_create(&create, &error);
     cut_need(c, ret == 0, "create", error);

@@ -72,7 +72,7 @@ coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t
     struct error *error = NULL;
     char *path = xasprintf("%s/base", c->folder);
 
-    opts_parse(opts, options, NULL, true, NULL);
+    opts_parse(opts, options, NULL, OPTS_LAST_WINS, NULL);
     cut_need(c, blk_co_create("qcow2", path, opts, size, &error) == 0, "create", error);
     opts_free(opts);
     free(path);
@@ -87,7 +87,7 @@ coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, con
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    opts_parse(opts, line, NULL, true, NULL);
+    opts_parse(opts, line, NULL, OPTS_LAST_WINS, NULL);
     struct blk_node *node = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE, &error);
     cut_need(c, node, "memory node", error);
     if (content)
@@ -121,7 +121,7 @@ coroutine_fn void cut_co_start(struct cut *c, const char *more)
     cut_need(c, fd >= 0, "log", NULL);
     close(fd);
     c->disk = cut_co_memory(c, "disk", c->base, c->base_length, more);
-    opts_parse(opts, line, NULL, true, NULL);
+    opts_parse(opts, line, NULL, OPTS_LAST_WINS, NULL);
     c->file = blk_co_open(NULL, opts, c->log_flags | BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, &error);
     cut_need(c, c->file, "log node", error);
     opts_free(opts);

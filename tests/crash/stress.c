@@ -232,7 +232,7 @@ static coroutine_fn struct blk_node *co_make_image(const struct plan *plan)
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    if (opts_parse(opts, plan->options, NULL, true, &error) < 0 ||
+    if (opts_parse(opts, plan->options, NULL, OPTS_LAST_WINS, &error) < 0 ||
         blk_co_create("qcow2", path, opts, DISK_BYTES, &error) < 0)
         die("%s", error_text(error));
     opts_free(opts);
@@ -241,7 +241,7 @@ static coroutine_fn struct blk_node *co_make_image(const struct plan *plan)
     if (plan->file)
         return NULL;
     struct opts *memory = opts_new();
-    opts_parse(memory, "driver=memory,node-name=disk,size=512", NULL, true, NULL);
+    opts_parse(memory, "driver=memory,node-name=disk,size=512", NULL, OPTS_LAST_WINS, NULL);
     struct blk_node *disk = blk_co_open(NULL, memory, BLK_O_RDWR | BLK_O_RESIZE, &error);
     opts_free(memory);
     FILE *f = fopen(path, "rb");

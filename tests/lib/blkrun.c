@@ -65,8 +65,8 @@ static struct opts *options(const char *text, const char *extra)
     struct opts *opts = opts_new();
     struct error *error = NULL;
 
-    if ((text && opts_parse(opts, text, NULL, true, &error) < 0) ||
-        (extra && opts_parse(opts, extra, NULL, true, &error) < 0)) {
+    if ((text && opts_parse(opts, text, NULL, OPTS_LAST_WINS, &error) < 0) ||
+        (extra && opts_parse(opts, extra, NULL, OPTS_LAST_WINS, &error) < 0)) {
         fprintf(stderr, "blkrun: %s\n", error_text(error));
         exit(2);
     }

@@ -127,7 +127,7 @@ static struct blk_node *open_text(const char *text, unsigned flags, struct error
 {
     struct opts *opts = opts_new();
 
-    assert_int_equal(opts_parse(opts, text, NULL, false, NULL), 0);
+    assert_int_equal(opts_parse(opts, text, NULL, 0, NULL), 0);
     struct blk_node *node = blk_co_open(NULL, opts, flags, errp);
     opts_free(opts);
     return node;

@@ -400,7 +400,7 @@ static coroutine_fn int co_create_file(const char *path, uint64_t size, const ch
 {
     struct opts *opts = opts_new();
 
-    assert_int_equal(opts_parse(opts, options, NULL, false, NULL), 0);
+    assert_int_equal(opts_parse(opts, options, NULL, 0, NULL), 0);
     int ret = blk_co_create("file", path, opts, size, errp);
     opts_free(opts);
     return ret;

@@ -55,7 +55,7 @@ static struct opts *parse(const char *text)
 {
     struct opts *opts = opts_new();
     struct error *error = NULL;
-    if (opts_parse(opts, text, NULL, false, &error) < 0)
+    if (opts_parse(opts, text, NULL, 0, &error) < 0)
         fail_msg("'%s': %s", text, error_text(error));
     return opts;
 }
@@ -87,12 +87,12 @@ static void parses_pairs(void **state)
         { "x,,y.img,if=none", "file", "[file|x,y.img][if|none]" },
         { "if=none,x", "file", "[if|none][x|on]" },
         { "file.driver=file,file.filename=a=b", NULL, "[file.driver|file][file.filename|a=b]" },
-        { "nofoo", NULL, "[nofoo|on]" },
+        { "nofoo,on", NULL, "[foo|off][on|on]" },
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         struct opts *opts = opts_new();
         struct error *error = NULL;
-        assert_int_equal(opts_parse(opts, cases[i].text, cases[i].implied, false, &error), 0);
+        assert_int_equal(opts_parse(opts, cases[i].text, cases[i].implied, 0, &error), 0);
         assert_string_equal(dump(opts), cases[i].dump);
         opts_free(opts);
     }
@@ -106,13 +106,14 @@ static void refuses_bad_pairs(void **state)
         { "=1", "Invalid parameter ''" },
         { ",a=1", "Invalid parameter ''" },
         { "b=2,=3", "Invalid parameter ''" },
+        { "no", "Invalid parameter ''" },
         { "b=2,b=3", "Parameter 'b' is given more than once" },
         { "keep=2", "Parameter 'keep' is given more than once" },
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         struct opts *opts = parse("keep=1");
         struct error *error AUTO_ERROR = NULL;
-        int ret = opts_parse(opts, cases[i].text, NULL, false, &error);
+        int ret = opts_parse(opts, cases[i].text, NULL, 0, &error);
         assert_int_equal(ret, -EINVAL);
         assert_string_equal(error_text(error), cases[i].error);
         assert_string_equal(dump(opts), "[keep|1]");
@@ -123,7 +124,7 @@ static void refuses_bad_pairs(void **state)
 static void last_wins_where_asked(void **state)
 {
     struct opts *opts = parse("cluster_size=512,b=1");
-    assert_int_equal(opts_parse(opts, "cluster_size=64k,cluster_size=4k", NULL, true, NULL), 0);
+    assert_int_equal(opts_parse(opts, "cluster_size=64k,cluster_size=4k", NULL, OPTS_LAST_WINS, NULL), 0);
     assert_string_equal(dump(opts), "[cluster_size|4k][b|1]");
     opts_free(opts);
 }

@@ -35,9 +35,13 @@ struct opts *opts_new(void);
 void opts_free(struct opts *opts); /* takes NULL */
 struct opts *opts_clone(const struct opts *opts);
 
-/* "a=b,c,d=x,,y": `c` alone is c=on (and `noc`=off is NOT done); a doubled comma is a comma. `implied` (may be NULL) is the key of a
- * first part without '='. A key that is given twice is an error by name, unless `last_wins` (as in qemu-img -o). */
-int opts_parse(struct opts *opts, const char *text, const char *implied, bool last_wins, struct error **errp);
+enum opts_parse_flags {
+    OPTS_LAST_WINS = 1u << 0,  /* of a key that is given twice (as in qemu-img -o); else that is an error by name */
+    OPTS_WARN_SHORT = 1u << 1, /* "short-form boolean option 'c' deprecated" on standard error, as qemu-img does */
+};
+/* "a=b,c,nod,e=x,,y": `c` alone is c=on, `nod` is d=off, a doubled comma is a comma. `implied` (may be NULL) is the key
+ * of a first part without '='. flags: OPTS_*. */
+int opts_parse(struct opts *opts, const char *text, const char *implied, unsigned flags, struct error **errp);
 /* Flattens a JSON object. Text must hold one object and nothing after it. */
 int opts_parse_json(struct opts *opts, const char *text, struct error **errp);
 int opts_from_json(struct opts *opts, const json_t *object, struct error **errp);

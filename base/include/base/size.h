@@ -8,8 +8,8 @@
 
 /*
  * Parses a size in bytes with an optional suffix k/K, M, G, T, P, E (powers of 1024; b/B is bytes) and an optional
- * fraction ("1.5G"), or a hexadecimal number without suffix, as qemu-img does. `default_suffix` multiplies a number
- * that has none ('B' for bytes, 'M' as in `-m`). The whole text must be used.
+ * fraction ("1.5G"), or a hexadecimal number, as qemu-img does; with a suffix (k, M, G, T, P) that prints its warning.
+ * `default_suffix` multiplies a decimal number that has none ('B' for bytes, 'M' as in `-m`). The whole text must be used.
  * Returns 0, -EINVAL (not a size) or -ERANGE (negative, or 2^63 and more).
  */
 int size_parse(const char *text, char default_suffix, uint64_t *out);
