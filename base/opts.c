@@ -188,6 +188,12 @@ bool opts_del(struct opts *opts, const char *key)
     return value != NULL;
 }
 
+const char *opts_text(const struct opts *opts, const char *key)
+{
+    const struct opt *opt = opts_lookup(opts, key);
+    return opt ? opt->value : NULL;
+}
+
 bool opts_has(const struct opts *opts, const char *key) { return opts_lookup(opts, key) != NULL; }
 
 static bool below_prefix(const char *key, const char *prefix, size_t length)

@@ -144,6 +144,12 @@ static json_t *to_json_value(const struct opt *opt)
     return string ? string : json_string("?"); /* a file name may be any bytes, JSON text may not */
 }
 
+json_t *opts_json_value(const struct opts *opts, const char *key)
+{
+    const struct opt *opt = opts_lookup(opts, key);
+    return opt ? to_json_value(opt) : NULL;
+}
+
 /* Fails where the name is no UTF-8. */
 static int make_member(json_t *object, const char *name)
 {

@@ -15,6 +15,7 @@ coroutine_fn int blk_co_info(struct blk_node *node, struct blk_info *info, struc
     info->allocated_size = -1;
     if (protocol && protocol->driver->co_allocated_size)
         info->allocated_size = protocol->driver->co_allocated_size(protocol);
+    info->dirty_known = protocol && !protocol->driver->name_prefix;
     return node->driver->co_info ? node->driver->co_info(node, info, errp) : 0;
 }
 

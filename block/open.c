@@ -109,6 +109,21 @@ static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
     return 0;
 }
 
+/* "backing": null opens none, whatever the image says; so does "", which QEMU warns of. */
+static void take_no_backing(struct opts *opts, unsigned *flags)
+{
+    const char *text = opts_text(opts, "backing");
+
+    if (!text || *text)
+        return;
+    json_t *value = opts_json_value(opts, "backing");
+    if (json_is_string(value))
+        warn_report("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+    json_decref(value);
+    opts_del(opts, "backing");
+    *flags |= BLK_O_NO_BACKING;
+}
+
 /* ---- which driver ---- */
 
 struct best {
@@ -139,20 +154,37 @@ static void try_path(const struct blk_driver *driver, void *arg)
     }
 }
 
+static const struct blk_driver *protocol_for_path(const char *path, struct error **errp)
+{
+    struct best best = { .text = path };
+
+    blk_driver_each(try_path, &best);
+    if (!best.driver)
+        error_set(errp, -ENOENT, "No driver for file names");
+    return best.driver;
+}
+
 const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp)
 {
     struct best best = { .text = filename };
 
-    if (blk_path_has_protocol(filename)) {
-        blk_driver_each(try_prefix, &best);
-        if (!best.driver)
-            error_set(errp, -EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"), filename);
-    } else {
-        blk_driver_each(try_path, &best);
-        if (!best.driver)
-            error_set(errp, -ENOENT, "No driver for file names");
-    }
+    if (!blk_path_has_protocol(filename))
+        return protocol_for_path(filename, errp);
+    blk_driver_each(try_prefix, &best);
+    if (!best.driver)
+        error_set(errp, -EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"), filename);
     return best.driver;
+}
+
+/* What a node without `driver` is opened by: its name says so or, as the option filename=, is a path as it stands. */
+static const struct blk_driver *find_protocol(const char *filename, const struct opts *opts, struct error **errp)
+{
+    if (filename)
+        return blk_protocol_for(filename, errp);
+    const char *path = opts_text(opts, "filename");
+    if (!path)
+        error_set(errp, -EINVAL, "Must specify either driver or file");
+    return path ? protocol_for_path(path, errp) : NULL;
 }
 
 /* ---- opening ---- */
@@ -198,13 +230,14 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
         return NULL;
     }
     struct blk_node *node = blk_node_new(driver, name, flags);
-    struct opts *given = opts_clone(opts);
+    struct opts *given = NULL;
 
     node->filename = filename ? xstrdup(filename) : NULL;
     node->opened_for = opened_for;
     int ret = 0;
     if (driver->flags & BLK_DRIVER_PROTOCOL)
         ret = set_protocol_filename(driver, filename, opts, errp);
+    given = opts_clone(opts);
     if (ret == 0)
         ret = driver->co_open(node, opts, flags, errp);
     node->opened_for = NULL;
@@ -296,6 +329,7 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
     name = opts_take(opts, "node-name");
     if (take_flags(opts, &flags, errp) < 0)
         goto out;
+    take_no_backing(opts, &flags);
     if (driver_name) {
         driver = blk_driver_find(driver_name);
         if (!driver) {
@@ -303,18 +337,9 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
             goto out;
         }
     } else if (want_protocol) {
-        char *key = NULL;
-        if (!filename && opts_has(opts, "filename"))
-            filename = key = opts_take(opts, "filename");
-        driver = filename ? blk_protocol_for(filename, errp) : NULL;
-        if (!driver) {
-            error_set(errp, -EINVAL, "Must specify either driver or file");
-            free(key);
+        driver = find_protocol(filename, opts, errp);
+        if (!driver)
             goto out;
-        }
-        node = co_open_with(driver, name, filename, opts, flags, opened_for, errp);
-        free(key);
-        goto out;
     } else {
         file = co_open_and_probe(filename, opts, flags, opened_for, &driver, errp);
         if (!file)
@@ -388,7 +413,7 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
         if (node)
             blk_node_ref(node);
         else
-            error_set(errp, -ENODEV, "Cannot find device='' nor node-name='%s'", reference);
+            error_set(errp, -ENODEV, "Cannot find device='%s' nor node-name='%s'", reference, reference);
     } else if (!filename && opts_count(child_opts) == 0) {
         ret = optional ? 0 : error_set(errp, -EINVAL, "A block device must be specified for \"%s\"", role);
         goto out;

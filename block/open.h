@@ -10,5 +10,5 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
                                                bool want_protocol, struct blk_node *opened_for, struct error **errp);
 /* The flags that a child in this role is opened with. */
 unsigned blk_child_flags(const char *role, unsigned flags);
-/* Gives node->filename to a node that was opened by options: the plain name where that says all, else json:{…}. */
+/* Names an opened node: node->filename becomes the plain name where that says all, else json:{…}. */
 void blk_node_name_file(struct blk_node *node);

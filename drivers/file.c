@@ -27,7 +27,7 @@ static const char *const aio_words[] = { "threads", "native", "io_uring", NULL }
 static const char *const locking_words[] = { "auto", "on", "off", NULL };
 
 static const struct opt_desc open_options[] = {
-    { .name = "filename", .type = OPT_STRING, .help = "File name of the image" },
+    { .name = "filename", .type = OPT_STRING, .flags = OPT_CONTENT, .help = "File name of the image" },
     { .name = "aio",
       .type = OPT_ENUM,
       .def = "io_uring",

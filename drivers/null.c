@@ -17,12 +17,12 @@ struct null_state {
 
 static const struct opt_desc null_options[] = {
     { .name = "filename", .type = OPT_STRING, .help = "null-co:// or null-aio://" },
-    { .name = "size", .type = OPT_SIZE, .def = "1G", .help = "size of the null block" },
+    { .name = "size", .type = OPT_SIZE, .flags = OPT_CONTENT, .def = "1G", .help = "size of the null block" },
     { .name = "latency-ns",
       .type = OPT_NUMBER,
       .def = "0",
       .help = "nanoseconds (approximated) to wait before completing request" },
-    { .name = "read-zeroes", .type = OPT_BOOL, .def = "off", .help = "return zeroes when read" },
+    { .name = "read-zeroes", .type = OPT_BOOL, .flags = OPT_CONTENT, .def = "off", .help = "return zeroes when read" },
     { 0 },
 };
 
@@ -133,6 +133,7 @@ static const char *const null_aio_prefixes[] = { "null-aio", NULL };
         .state_size = sizeof(struct null_state), \
         .options = null_options, \
         .protocol_prefixes = id##_prefixes, \
+        .name_prefix = text "://", \
         .parse_filename = id##_parse_filename, \
         .co_open = null_co_open, \
         .co_close = null_co_close, \

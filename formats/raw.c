@@ -28,8 +28,12 @@ struct raw_state {
 };
 
 static const struct opt_desc raw_options[] = {
-    { .name = "offset", .type = OPT_SIZE, .def = "0", .help = "offset in the disk where the image starts" },
-    { .name = "size", .type = OPT_SIZE, .help = "virtual disk size" },
+    { .name = "offset",
+      .type = OPT_SIZE,
+      .flags = OPT_CONTENT,
+      .def = "0",
+      .help = "offset in the disk where the image starts" },
+    { .name = "size", .type = OPT_SIZE, .flags = OPT_CONTENT, .help = "virtual disk size" },
     { 0 },
 };
 

@@ -165,23 +165,7 @@ int create_opts_backing(struct create_opts *create, const char *file, const char
     return 0;
 }
 
-struct search {
-    const char *key, *value;
-};
-
-static void match_key(const char *key, const char *value, void *arg)
-{
-    struct search *search = arg;
-    if (!strcmp(key, search->key))
-        search->value = value;
-}
-
-const char *create_opts_get(const struct create_opts *create, const char *key)
-{
-    struct search search = { .key = key };
-    opts_each(create->opts, match_key, &search);
-    return search.value;
-}
+const char *create_opts_get(const struct create_opts *create, const char *key) { return opts_text(create->opts, key); }
 
 /* ---- printing ---- */
 

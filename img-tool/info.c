@@ -59,7 +59,7 @@ static json_t *to_json(const struct info_image *image)
     if (info->encrypted)
         json_object_set_new(object, "encrypted", json_true());
     add_string(object, "backing-filename", info->backing_file);
-    if (image->driver->flags & BLK_DRIVER_FORMAT)
+    if (info->dirty_known)
         json_object_set_new(object, "dirty-flag", json_boolean(info->dirty));
     return object;
 }

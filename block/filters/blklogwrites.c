@@ -43,8 +43,8 @@ struct blklogwrites {
 };
 
 static const struct opt_desc blklogwrites_options[] = {
-    { .name = "log-sector-size", .type = OPT_SIZE, .def = "512", .help = "Log sector size" },
-    { .name = "log-append", .type = OPT_BOOL, .def = "off", .help = "Append to an existing log" },
+    { .name = "log-sector-size", .type = OPT_SIZE, .flags = OPT_CONTENT, .def = "512", .help = "Log sector size" },
+    { .name = "log-append", .type = OPT_BOOL, .flags = OPT_CONTENT, .def = "off", .help = "Append to an existing log" },
     { .name = "log-super-update-interval",
       .type = OPT_NUMBER,
       .def = "4096",

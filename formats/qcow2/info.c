@@ -32,7 +32,7 @@ coroutine_fn int qcow2_co_info(struct blk_node *node, struct blk_info *info, str
     if (s->backing_name) {
         info->backing_file = xstrdup(s->backing_name);
         info->backing_format = s->backing_format[0] ? xstrdup(s->backing_format) : NULL;
-        info->full_backing_file = blk_path_combine(node->file->filename, s->backing_name);
+        info->full_backing_file = blk_path_combine(blk_node_protocol(node)->filename, s->backing_name);
     }
     info->snapshots = qcow2_snapshots_json(s);
     info->format_specific = specific(s);

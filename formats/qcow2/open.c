@@ -248,7 +248,7 @@ static coroutine_fn int co_open_backing(struct qcow2 *s, struct opts *opts, unsi
     if (flags & BLK_O_NO_BACKING)
         return 0;
     if (s->backing_name && !opts_has(opts, "backing")) {
-        full = blk_path_combine(s->node->file->filename, s->backing_name);
+        full = blk_path_combine(blk_node_protocol(s->node)->filename, s->backing_name);
         if (s->backing_format[0] && !opts_has(opts, "backing.driver"))
             opts_set(opts, "backing.driver", s->backing_format);
     }

@@ -442,7 +442,7 @@ TEST_CO(bad_options_are_refused_by_name)
                    "Block format 'layer' does not support the option 'foo.bar'");
     expect_refused("driver=nothing", 0, "Unknown driver 'nothing'");
     expect_refused("driver=layer", 0, "A block device must be specified for \"file\"");
-    expect_refused("driver=layer,file=nobody", 0, "Cannot find device='' nor node-name='nobody'");
+    expect_refused("driver=layer,file=nobody", 0, "Cannot find device='nobody' nor node-name='nobody'");
     expect_refused("node-name=x", 0, "Must specify either driver or file");
     return 0;
 }

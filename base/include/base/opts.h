@@ -20,6 +20,10 @@
 
 enum opt_type { OPT_STRING, OPT_BOOL, OPT_NUMBER, OPT_SIZE, OPT_ENUM };
 
+enum opt_flags {
+    OPT_CONTENT = 1u << 0, /* of a block node: what the disk holds depends on it, so it is part of the node's name */
+};
+
 struct opt_desc {
     const char *name; /* NULL ends a table */
     enum opt_type type;
@@ -27,6 +31,7 @@ struct opt_desc {
     const char *help;
     const char *const *values; /* OPT_ENUM: NULL-terminated */
     char default_suffix;       /* OPT_SIZE: 'B' where 0 */
+    unsigned flags;            /* OPT_CONTENT… */
 };
 
 struct opts;
@@ -47,12 +52,15 @@ int opts_parse_json(struct opts *opts, const char *text, struct error **errp);
 int opts_from_json(struct opts *opts, const json_t *object, struct error **errp);
 /* Back to a nested JSON object, for json: file names and query commands. New reference. */
 json_t *opts_to_json(const struct opts *opts);
+/* One value, of the type that it came as; NULL where absent. New reference. */
+json_t *opts_json_value(const struct opts *opts, const char *key);
 
 void opts_set(struct opts *opts, const char *key, const char *value); /* as text; replaces */
 void opts_set_bool(struct opts *opts, const char *key, bool value);
 void opts_set_number(struct opts *opts, const char *key, int64_t value);
 bool opts_del(struct opts *opts, const char *key);
 bool opts_has(const struct opts *opts, const char *key);
+const char *opts_text(const struct opts *opts, const char *key);   /* NULL where absent; valid while nothing changes */
 bool opts_has_prefix(const struct opts *opts, const char *prefix); /* any key that begins "prefix." */
 size_t opts_count(const struct opts *opts);
 /* Calls fn for each pair in order, value as text. */

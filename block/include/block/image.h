@@ -57,6 +57,7 @@ struct blk_info {
     int64_t allocated_size; /* -1 unknown */
     uint64_t cluster_size;  /* 0: none */
     bool encrypted, dirty, corrupt;
+    bool dirty_known; /* not of null devices, which hold nothing */
     uint64_t vm_state_offset;
     char *backing_file; /* as written in the image, NULL: none */
     char *backing_format;

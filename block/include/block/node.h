@@ -77,6 +77,10 @@ struct blk_driver {
     /* Protocol: turns a file name into options ("filename", or host, port, …). NULL: sets "filename". */
     int (*parse_filename)(const char *filename, struct opts *opts, struct error **errp);
 
+    /* What a plain name of it begins with, where it has no file of its own: "null-co://"; a filter's is followed by its
+     * child's name. */
+    const char *name_prefix;
+
     /* Takes what it knows from opts (what it leaves is refused by name), opens children with blk_co_open_child(), sets
      * node->size and node->limits. flags: BLK_O_*, also in node->open_flags. On failure nothing stays open: the core closes the children. */
     coroutine_fn int (*co_open)(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp);
