@@ -38,8 +38,8 @@ static void print_json(const struct blk_check *check, const char *filename, cons
     add(object, "image-end-offset", check->image_end_offset, check->image_end_offset != 0);
     add(object, "compressed-clusters", check->compressed_clusters, false);
     add(object, "total-clusters", check->total_clusters, false);
-    add(object, "corruptions-fixed", check->corruptions_fixed, false);
     add(object, "corruptions", check->corruptions, false);
+    add(object, "corruptions-fixed", check->corruptions_fixed, false);
     add(object, "check-errors", check->check_errors, true);
     add(object, "leaks-fixed", check->leaks_fixed, false);
     add(object, "leaks", check->leaks, false);
