@@ -97,10 +97,12 @@ coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint
         status->zero = extent.kind == BLK_ZERO;
         status->data = extent.kind != BLK_ZERO;
         status->compressed = extent.flags & BLK_EXTENT_COMPRESSED;
-        if (extent.kind == BLK_ZERO && (extent.flags & BLK_EXTENT_OFFSET_VALID)) {
+        /* The bytes of a protocol node are where they are read. */
+        bool own = layer->driver->flags & BLK_DRIVER_PROTOCOL;
+        if (own || (extent.kind == BLK_ZERO && (extent.flags & BLK_EXTENT_OFFSET_VALID))) {
             status->offset_valid = true;
-            status->offset = extent.child_offset;
-            status->file = extent.child;
+            status->offset = own ? offset : extent.child_offset;
+            status->file = own ? layer : extent.child;
         }
         return extent.kind == BLK_DATA ? co_follow(layer, &extent, status) : 0;
     }
