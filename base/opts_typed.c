@@ -78,6 +78,8 @@ static int parse_enum(const struct opt_desc *desc, const char *text, int *out, s
             return 0;
         }
     }
+    if (desc->flags & OPT_TERSE)
+        return error_set(errp, -EINVAL, "invalid parameter value: %s", text);
     return error_set(errp, -EINVAL, "Parameter '%s' does not accept value '%s'", desc->name, text);
 }
 

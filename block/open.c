@@ -31,6 +31,7 @@ const struct opt_desc blk_node_options[] = {
     { .name = "detect-zeroes",
       .type = OPT_ENUM,
       .values = detect_zeroes_words,
+      .flags = OPT_TERSE,
       .help = "turn writes of zeroes into holes" },
     { .name = "cache.direct", .type = OPT_BOOL, .help = "bypass the host's page cache (O_DIRECT)" },
     { .name = "cache.no-flush", .type = OPT_BOOL, .help = "ignore flushes: a power cut may lose everything" },
@@ -74,10 +75,37 @@ static int flag_option(struct opts *opts, const char *key, unsigned bit, bool in
     return ret < 0 ? ret : 0;
 }
 
+static int take_discard(struct opts *opts, unsigned *flags, struct error **errp)
+{
+    int word = 0;
+    int ret = opts_enum(opts, blk_node_options, "discard", &word, NULL);
+
+    if (ret < 0)
+        return error_set(errp, ret, "Invalid discard option");
+    if (ret > 0)
+        *flags = word >= 2 ? *flags | BLK_O_UNMAP : *flags & ~(unsigned)BLK_O_UNMAP;
+    return 0;
+}
+
+/* After discard, which unmap needs. */
+static int take_detect_zeroes(struct opts *opts, unsigned *flags, struct error **errp)
+{
+    static const unsigned bits[] = { 0, BLK_O_DETECT_ZEROES, BLK_O_DETECT_UNMAP };
+    int word = 0;
+    int ret = opts_enum(opts, blk_node_options, "detect-zeroes", &word, errp);
+
+    if (ret <= 0)
+        return ret;
+    if (word == 2 && !(*flags & BLK_O_UNMAP))
+        return error_set(errp, -EINVAL,
+                         "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    *flags = (*flags & ~(unsigned)BLK_O_DETECT_MASK) | bits[word];
+    return 0;
+}
+
 /* Common keys to BLK_O_ flags. */
 static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
 {
-    int word = 0;
     int ret = flag_option(opts, "read-only", BLK_O_RDWR, true, flags, errp);
 
     if (ret == 0)
@@ -89,24 +117,12 @@ static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
     if (ret == 0)
         ret = flag_option(opts, "force-share", BLK_O_FORCE_SHARE, false, flags, errp);
     if (ret == 0)
-        ret = opts_enum(opts, blk_node_options, "discard", &word, errp);
-    if (ret > 0)
-        *flags = word >= 2 ? *flags | BLK_O_UNMAP : *flags & ~(unsigned)BLK_O_UNMAP;
-    if (ret < 0)
-        return ret;
-    ret = opts_enum(opts, blk_node_options, "detect-zeroes", &word, errp);
-    if (ret > 0 && word == 2 && !(*flags & BLK_O_UNMAP))
-        return error_set(errp, -EINVAL,
-                         "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
-    if (ret > 0)
-        *flags = (*flags & ~(unsigned)BLK_O_DETECT_MASK) | (word == 0   ? 0u
-                                                            : word == 1 ? BLK_O_DETECT_ZEROES
-                                                                        : BLK_O_DETECT_UNMAP);
-    if (ret < 0)
-        return ret;
-    if ((*flags & (BLK_O_RDWR | BLK_O_FORCE_SHARE)) == (BLK_O_RDWR | BLK_O_FORCE_SHARE))
+        ret = take_discard(opts, flags, errp);
+    if (ret == 0)
+        ret = take_detect_zeroes(opts, flags, errp);
+    if (ret == 0 && (*flags & (BLK_O_RDWR | BLK_O_FORCE_SHARE)) == (BLK_O_RDWR | BLK_O_FORCE_SHARE))
         return error_set(errp, -EINVAL, "force-share=on can only be used with read-only images");
-    return 0;
+    return ret;
 }
 
 /* "backing": null opens none, whatever the image says; so does "", which QEMU warns of. */

@@ -32,11 +32,13 @@ static const struct opt_desc open_options[] = {
       .type = OPT_ENUM,
       .def = "io_uring",
       .values = aio_words,
+      .flags = OPT_TERSE,
       .help = "host AIO implementation (threads, native, io_uring); native is done by io_uring too" },
     { .name = "locking",
       .type = OPT_ENUM,
       .def = "auto",
       .values = locking_words,
+      .flags = OPT_TERSE,
       .help = "file locking mode (on/off/auto, default: auto)" },
     { 0 },
 };

@@ -559,7 +559,7 @@ static int co_refusal_test(void *arg)
     make_file(file, MIB);
     co_refused(file, "native", 0,
                "aio=native was specified, but it requires cache.direct=on, which was not specified.%.0s");
-    co_refused(file, "bogus", 0, "Parameter 'aio' does not accept value 'bogus'%.0s");
+    co_refused(file, "bogus", 0, "invalid parameter value: bogus%.0s");
 
     assert_null(co_open("/proc/version", NULL, BLK_O_DIRECT, &error));
     assert_string_equal(error_hint_text(error), "cache modes that work there: writeback, writethrough, unsafe");
