@@ -504,9 +504,15 @@ coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice 
                                       bool to_write);
 coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);
 coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64_t length);
-/* Zeroes or (full) drops whole clusters; offset and length are whole clusters, the last may reach past the disk's
- * end. */
-enum qcow2_clear { QCOW2_CLEAR_ZERO, QCOW2_CLEAR_ZERO_UNMAP, QCOW2_CLEAR_DISCARD, QCOW2_CLEAR_DROP };
+/* Zeroes or (full) drops whole clusters, or zeroes those that are unallocated still; offset and length are whole
+ * clusters, the last may reach past the disk's end. */
+enum qcow2_clear {
+    QCOW2_CLEAR_ZERO,
+    QCOW2_CLEAR_ZERO_UNMAP,
+    QCOW2_CLEAR_ABSENT,
+    QCOW2_CLEAR_DISCARD,
+    QCOW2_CLEAR_DROP
+};
 coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how);
 
 /* Reads a compressed cluster through the pool and the little cache of decoded ones. Lock not held. */

@@ -4,7 +4,8 @@
  *
  * As QEMU: write zeroes keeps a cluster that is ours as a zero cluster with its place, unless it may unmap; discard of
  * a version 3 image leaves zero clusters, never a view of the backing image; version 2 has no zero clusters, so there
- * zeroes over a backing image have to be written as data, and a discard does nothing.
+ * zeroes over a backing image have to be written as data, and a discard does nothing. A part of a cluster makes the
+ * whole one a zero cluster where the rest reads as zeroes already, else it is written as data.
  */
 #include "qcow2.h"
 
@@ -17,6 +18,8 @@ static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear 
     uint64_t zero = s->header.version >= 3 ? QCOW2_ZERO : 0;
 
     *release = false;
+    if (how == QCOW2_CLEAR_ABSENT)
+        return kind == QCOW2_UNALLOCATED ? zero : entry;
     if (how == QCOW2_CLEAR_DROP) {
         *release = kind != QCOW2_UNALLOCATED && kind != QCOW2_ZERO_PLAIN;
         return 0;
@@ -163,37 +166,61 @@ coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t lengt
 
 /* ---- parts of clusters ---- */
 
-/* Does this part of one cluster read as zeroes by what this image says? */
-static coroutine_fn int co_reads_zero(struct qcow2 *s, uint64_t offset, bool *zero)
+static coroutine_fn int co_kind(struct qcow2 *s, uint64_t offset, enum qcow2_kind *kind)
 {
-    struct blk_node *backing = s->node->backing;
     struct qcow2_slice *slice;
 
     co_mutex_lock(&s->lock);
     int ret = qcow2_co_slice(s, offset, &slice);
-    uint64_t entry = ret == 0 && slice ? qcow2_slice_entry(slice, qcow2_slice_index(s, offset)) : 0;
-    enum qcow2_kind kind = qcow2_kind(entry);
-    *zero = kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED ||
-            (kind == QCOW2_UNALLOCATED && (!backing || offset >= blk_node_size(backing)));
+    *kind = qcow2_kind(ret == 0 && slice ? qcow2_slice_entry(slice, qcow2_slice_index(s, offset)) : 0);
     co_mutex_unlock(&s->lock);
     return ret;
 }
 
-static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t length)
+/* Does the backing image show nothing but zeroes through an unallocated cluster? Where it cannot say: no. */
+static coroutine_fn bool co_zero_below(const struct qcow2 *s, uint64_t cluster)
 {
-    bool zero = false;
-    int ret = length ? co_reads_zero(s, offset, &zero) : 0;
+    struct blk_node *backing = s->node->backing;
+    uint64_t end = backing ? MIN(cluster + s->cluster_size, blk_node_size(backing)) : 0;
+    struct blk_status status;
 
-    if (ret < 0 || length == 0 || zero)
-        return ret;
+    for (uint64_t offset = cluster; offset < end; offset += status.length) {
+        if (blk_co_status(backing, NULL, offset, end - offset, &status) < 0 || !status.zero)
+            return false;
+    }
+    return true;
+}
+
+static coroutine_fn int co_write_zero_data(struct qcow2 *s, uint64_t offset, uint64_t length)
+{
     uint8_t *buffer = blk_buffer_alloc(s->node->file, length);
     if (!buffer)
         return -ENOMEM;
     memset(buffer, 0, length);
     struct iovec iov = { buffer, length };
-    ret = qcow2_co_write(s->node, offset, length, &iov, 1, 0);
+    int ret = qcow2_co_write(s->node, offset, length, &iov, 1, 0);
     free(buffer);
     return ret;
+}
+
+/* Part of one cluster. */
+static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t length, unsigned flags)
+{
+    uint64_t cluster = align_down(offset, s->cluster_size);
+    enum qcow2_kind kind = QCOW2_ZERO_PLAIN;
+    int ret = length ? co_kind(s, cluster, &kind) : 0;
+
+    if (ret == 0 && kind == QCOW2_UNALLOCATED && co_zero_below(s, cluster)) {
+        /* A write to the rest may have come first; its cluster is left alone, and asks for data. */
+        ret = qcow2_co_clear(s, cluster, s->cluster_size, QCOW2_CLEAR_ABSENT);
+        if (ret == 0)
+            ret = co_kind(s, cluster, &kind);
+        if (kind == QCOW2_UNALLOCATED) /* version 2, and no backing image */
+            return ret;
+    }
+    if (ret < 0 || kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED)
+        return ret;
+    return flags & BLK_REQ_NO_FALLBACK ? -ENOTSUP : co_write_zero_data(s, offset, length);
 }
 
 /* The end of the disk counts as the end of a cluster: nobody sees what follows. */
@@ -213,13 +240,13 @@ coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, u
     if (s->header.version < 3 && node->backing)
         return -ENOTSUP;
     if (first > last || (first == last && end <= first)) {
-        ret = co_zero_part(s, offset, length);
+        ret = co_zero_part(s, offset, length, flags);
     } else {
-        ret = co_zero_part(s, offset, first - offset);
+        ret = co_zero_part(s, offset, first - offset, flags);
         if (ret == 0 && last > first)
             ret = qcow2_co_clear(s, first, last - first, how);
         if (ret == 0 && end > last)
-            ret = co_zero_part(s, last, end - last);
+            ret = co_zero_part(s, last, end - last, flags);
     }
     if (ret == 0 && (flags & BLK_REQ_FUA))
         ret = qcow2_co_commit(s);
