@@ -30,10 +30,10 @@ struct raw_state {
 static const struct opt_desc raw_options[] = {
     { .name = "offset",
       .type = OPT_SIZE,
-      .flags = OPT_CONTENT,
+      .flags = OPT_CONTENT | OPT_REOPEN,
       .def = "0",
       .help = "offset in the disk where the image starts" },
-    { .name = "size", .type = OPT_SIZE, .flags = OPT_CONTENT, .help = "virtual disk size" },
+    { .name = "size", .type = OPT_SIZE, .flags = OPT_CONTENT | OPT_REOPEN, .help = "virtual disk size" },
     { 0 },
 };
 

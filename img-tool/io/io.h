@@ -53,10 +53,14 @@ int io_help(const char *name); /* NULL: all commands */
 coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options,
                             const struct image_source *source);
 coroutine_fn int io_co_close(struct io_session *session);
-/* Words of -t, -d, -i into *source; false after reporting. */
+/* Opens the image anew, otherwise than before; where that fails, as it was. Takes `options`. 0 or a negative errno. */
+coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, struct opts *options,
+                              struct error **errp);
+/* Words of -t, -d, -i into *source, of -o into *options; false after reporting. */
 bool io_cache_arg(struct image_source *source, const char *text);
 bool io_discard_arg(struct image_source *source, const char *text);
 bool io_aio_arg(struct image_source *source, const char *text);
+bool io_options_arg(struct opts *options, const char *text);
 
 /* ---- report.c ---- */
 

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * open, close, reopen: the image that the other commands work on. Closing waits for aio_ requests first. reopen
- * closes the image and opens it anew with what it was opened with before, changed as asked; where that fails, as it
- * was.
+ * open, close: the image that the other commands work on. Closing waits for aio_ requests first.
  */
 #include "io.h"
 
@@ -45,6 +43,15 @@ bool io_aio_arg(struct image_source *source, const char *text)
         return false;
     }
     return true;
+}
+
+bool io_options_arg(struct opts *options, const char *text)
+{
+    struct error *error = NULL;
+    if (opts_parse(options, text, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) == 0)
+        return true;
+    error_report_free(error);
+    return false;
 }
 
 /* ---- opening ---- */
@@ -101,13 +108,30 @@ coroutine_fn int io_co_close(struct io_session *session)
     return ret;
 }
 
-static bool parse_options(struct opts *options, const char *text)
+coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, struct opts *options,
+                              struct error **errp)
 {
+    struct image_source old_source = session->source;
+    struct opts *old_options = session->options;
     struct error *error = NULL;
-    if (opts_parse(options, text, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) == 0)
-        return true;
-    error_report_free(error);
-    return false;
+    int ret = co_close_image(session);
+
+    if (ret < 0)
+        error_set_errno(errp, ret, "Could not write the image");
+    session->source = *source;
+    session->options = options;
+    if (ret == 0 && co_open(session, errp) == 0) {
+        opts_free(old_options);
+        return 0;
+    }
+    session->source = old_source;
+    session->options = old_options;
+    opts_free(options);
+    if (co_open(session, &error) < 0) {
+        error_report_free(error);
+        forget(session);
+    }
+    return -EINVAL;
 }
 
 /* Options of `open`. 0 to go on. */
@@ -124,7 +148,7 @@ static int parse_open(int argc, char **argv, struct image_source *source, struct
         case 't': good = io_cache_arg(source, optarg); break;
         case 'd': good = io_discard_arg(source, optarg); break;
         case 'U': source->force_share = true; break;
-        case 'o': good = parse_options(options, optarg); break;
+        case 'o': good = io_options_arg(options, optarg); break;
         case 's': error_report("Temporary snapshots are not supported yet"); return -ENOTSUP;
         case 'C': error_report("Copy on read is not supported yet"); return -ENOTSUP;
         default: return io_usage("open");
@@ -151,67 +175,6 @@ static coroutine_fn int co_run_open(struct io_session *session, int argc, char *
 
 static coroutine_fn int co_run_close(struct io_session *session, int argc, char **argv) { return io_co_close(session); }
 
-/* ---- reopen ---- */
-
-static int parse_reopen(int argc, char **argv, struct image_source *source, struct opts *options)
-{
-    bool access_given = false;
-    int option;
-    while ((option = getopt(argc, argv, "c:o:rw")) != -1) {
-        bool good = true;
-        switch (option) {
-        case 'c': good = io_cache_arg(source, optarg); break;
-        case 'o': good = parse_options(options, optarg); break;
-        case 'r':
-        case 'w':
-            if (access_given) {
-                error_report("Only one -r/-w option may be given");
-                return -EINVAL;
-            }
-            access_given = true;
-            source->flags = (source->flags & ~(unsigned)BLK_O_RDWR) | (option == 'w' ? BLK_O_RDWR : 0u);
-            break;
-        default: return io_usage("reopen");
-        }
-        if (!good)
-            return -EINVAL;
-    }
-    return optind == argc ? 0 : io_usage("reopen");
-}
-
-static void merge_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
-
-static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char **argv)
-{
-    struct image_source old_source = session->source, source = session->source;
-    struct opts *given = opts_new(), *old_options = session->options, *options = opts_clone(old_options);
-    struct error *error = NULL, *again = NULL;
-    int ret = parse_reopen(argc, argv, &source, given);
-    opts_each(given, merge_option, options);
-    opts_free(given);
-    if (ret == 0)
-        ret = co_close_image(session);
-    if (ret < 0) {
-        opts_free(options);
-        return ret;
-    }
-    session->source = source;
-    session->options = options;
-    if (co_open(session, &error) == 0) {
-        opts_free(old_options);
-        return 0;
-    }
-    error_report_free(error);
-    session->source = old_source;
-    session->options = old_options;
-    opts_free(options);
-    if (co_open(session, &again) < 0) {
-        error_report_free(again);
-        forget(session);
-    }
-    return -EINVAL;
-}
-
 static struct io_command open_command = {
     .name = "open",
     .alias = "o",
@@ -234,13 +197,3 @@ static struct io_command close_command = {
     .co_run = co_run_close,
 };
 IO_COMMAND(close_command)
-
-static struct io_command reopen_command = {
-    .name = "reopen",
-    .max_args = -1,
-    .args = "[(-r|-w)] [-c cache] [-o options]",
-    .summary = "reopens an image with new options",
-    .help = " -r  read-only   -w  for writing   -c  another cache mode   -o  options, as for open\n",
-    .co_run = co_run_reopen,
-};
-IO_COMMAND(reopen_command)

@@ -21,8 +21,11 @@
 enum opt_type { OPT_STRING, OPT_BOOL, OPT_NUMBER, OPT_SIZE, OPT_ENUM };
 
 enum opt_flags {
-    OPT_CONTENT = 1u << 0, /* of a block node: what the disk holds depends on it, so it is part of the node's name */
-    OPT_TERSE = 1u << 1,   /* OPT_ENUM: a word that is none is an "invalid parameter value: x", as QEMU says of some */
+    /* Of a block node: */
+    OPT_CONTENT = 1u << 0, /* what the disk holds depends on it, so it is part of the node's name */
+    OPT_REOPEN = 1u << 1,  /* may change while the node is open */
+    /* OPT_ENUM: a word that is none is an "invalid parameter value: x", as QEMU says of some. */
+    OPT_TERSE = 1u << 2,
 };
 
 struct opt_desc {
