@@ -102,6 +102,8 @@ bool image_object_arg(const char *text)
     int length = (int)strcspn(text, ",");
     if (!strncmp(text, "secret,", 7) || !strncmp(text, "qom-type=secret,", 16))
         error_report("Objects of type 'secret' are not supported yet");
+    else if (!length)
+        error_report("Parameter 'qom-type' is missing");
     else
         error_report("Parameter 'qom-type' does not accept value '%.*s'", length, text);
     return false;

@@ -35,10 +35,8 @@ static coroutine_fn int co_run_abort(struct io_session *session, int argc, char 
 static coroutine_fn int co_run_sigraise(struct io_session *session, int argc, char **argv)
 {
     uint64_t number;
-    if (!img_number_arg(argv[1], INT_MAX, &number)) {
-        printf("%s is not a valid signal number\n", argv[1]);
+    if (!io_number(argv[1], &number))
         return -EINVAL;
-    }
     fflush(stdout); /* the signal may be the end */
     raise((int)number);
     return 0;
