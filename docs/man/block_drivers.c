@@ -58,6 +58,8 @@ static void print_table(const struct opt_desc *table)
             print_text(option->def);
             putchar(')');
         }
+        if (option->flags & OPT_MISSING)
+            fputs(" (refused for now)", stdout);
         putchar('\n');
     }
     puts(".El");

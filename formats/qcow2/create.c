@@ -17,19 +17,39 @@ static const char *const preallocation_words[] = { "off", "metadata", "falloc", 
 const struct opt_desc qcow2_create_options[] = {
     { .name = "encryption",
       .type = OPT_BOOL,
+      .flags = OPT_MISSING,
       .help = "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)" },
-    { .name = "encrypt.format", .type = OPT_STRING, .help = "Encrypt the image, format choices: 'aes', 'luks'" },
+    { .name = "encrypt.format",
+      .type = OPT_STRING,
+      .flags = OPT_MISSING,
+      .help = "Encrypt the image, format choices: 'aes', 'luks'" },
     { .name = "encrypt.key-secret",
       .type = OPT_STRING,
+      .flags = OPT_MISSING,
       .help = "ID of secret providing qcow AES key or LUKS passphrase" },
-    { .name = "encrypt.cipher-alg", .type = OPT_STRING, .help = "Name of encryption cipher algorithm" },
-    { .name = "encrypt.cipher-mode", .type = OPT_STRING, .help = "Name of encryption cipher mode" },
-    { .name = "encrypt.ivgen-alg", .type = OPT_STRING, .help = "Name of IV generator algorithm" },
-    { .name = "encrypt.ivgen-hash-alg", .type = OPT_STRING, .help = "Name of IV generator hash algorithm" },
-    { .name = "encrypt.hash-alg", .type = OPT_STRING, .help = "Name of encryption hash algorithm" },
-    { .name = "encrypt.iter-time", .type = OPT_NUMBER, .help = "Time to spend in PBKDF in milliseconds" },
+    { .name = "encrypt.cipher-alg",
+      .type = OPT_STRING,
+      .flags = OPT_MISSING,
+      .help = "Name of encryption cipher algorithm" },
+    { .name = "encrypt.cipher-mode",
+      .type = OPT_STRING,
+      .flags = OPT_MISSING,
+      .help = "Name of encryption cipher mode" },
+    { .name = "encrypt.ivgen-alg", .type = OPT_STRING, .flags = OPT_MISSING, .help = "Name of IV generator algorithm" },
+    { .name = "encrypt.ivgen-hash-alg",
+      .type = OPT_STRING,
+      .flags = OPT_MISSING,
+      .help = "Name of IV generator hash algorithm" },
+    { .name = "encrypt.hash-alg",
+      .type = OPT_STRING,
+      .flags = OPT_MISSING,
+      .help = "Name of encryption hash algorithm" },
+    { .name = "encrypt.iter-time",
+      .type = OPT_NUMBER,
+      .flags = OPT_MISSING,
+      .help = "Time to spend in PBKDF in milliseconds" },
     { .name = "cluster_size", .type = OPT_SIZE, .def = "65536", .help = "qcow2 cluster size" },
-    { .name = "extended_l2", .type = OPT_BOOL, .def = "off", .help = "Extended L2 tables" },
+    { .name = "extended_l2", .type = OPT_BOOL, .flags = OPT_MISSING, .def = "off", .help = "Extended L2 tables" },
     { .name = "preallocation",
       .type = OPT_STRING,
       .help = "Preallocation mode (allowed values: off, metadata, falloc, full)" },
@@ -41,8 +61,11 @@ const struct opt_desc qcow2_create_options[] = {
     { .name = "compat", .type = OPT_STRING, .help = "Compatibility level (v2 [0.10] or v3 [1.1])" },
     { .name = "backing_file", .type = OPT_STRING, .help = "File name of a base image" },
     { .name = "backing_fmt", .type = OPT_STRING, .help = "Image format of the base image" },
-    { .name = "data_file", .type = OPT_STRING, .help = "File name of an external data file" },
-    { .name = "data_file_raw", .type = OPT_BOOL, .help = "The external data file must stay valid as a raw image" },
+    { .name = "data_file", .type = OPT_STRING, .flags = OPT_MISSING, .help = "File name of an external data file" },
+    { .name = "data_file_raw",
+      .type = OPT_BOOL,
+      .flags = OPT_MISSING,
+      .help = "The external data file must stay valid as a raw image" },
     { .name = "lazy_refcounts", .type = OPT_BOOL, .def = "off", .help = "Postpone refcount updates" },
     { .name = "refcount_bits", .type = OPT_NUMBER, .def = "16", .help = "Width of a reference count entry in bits" },
     { 0 },
@@ -56,32 +79,24 @@ struct plan {
 
 /* ---- options ---- */
 
-/* Options whose features do not exist here yet: refused by name, never ignored. */
+/* Options whose features do not exist here yet are refused by name, never ignored. */
 static int refuse_missing(struct opts *opts, struct error **errp)
 {
-    static const char *const missing[] = {
-        "data_file",        "encrypt.format",    "encrypt.key-secret", "encrypt.cipher-alg",     "encrypt.cipher-mode",
-        "encrypt.hash-alg", "encrypt.iter-time", "encrypt.ivgen-alg",  "encrypt.ivgen-hash-alg",
-    };
-    bool encryption = false, extended = false, raw = false;
-    int ret = opts_bool(opts, qcow2_create_options, "encryption", &encryption, errp);
+    bool raw = false;
+    int ret = opts_bool(opts, qcow2_create_options, "data_file_raw", &raw, errp);
 
-    if (ret >= 0)
-        ret = opts_bool(opts, qcow2_create_options, "extended_l2", &extended, errp);
-    if (ret >= 0)
-        ret = opts_bool(opts, qcow2_create_options, "data_file_raw", &raw, errp);
-    if (ret < 0)
-        return ret;
-    if (raw && !opts_has(opts, "data_file"))
+    if (ret >= 0 && raw && !opts_has(opts, "data_file"))
         return error_set(errp, -EINVAL, "data-file-raw requires data-file");
-    for (size_t i = 0; i < ARRAY_SIZE(missing); i++) {
-        if (opts_has(opts, missing[i]))
-            return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", missing[i]);
+    for (const struct opt_desc *desc = qcow2_create_options; ret >= 0 && desc->name; desc++) {
+        bool asked = opts_has(opts, desc->name);
+        if (!(desc->flags & OPT_MISSING))
+            continue;
+        if (desc->type == OPT_BOOL)
+            ret = opts_bool(opts, qcow2_create_options, desc->name, &asked, errp);
+        if (ret >= 0 && asked)
+            return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", desc->name);
     }
-    if (encryption || extended)
-        return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported",
-                         encryption ? "encryption" : "extended_l2");
-    return 0;
+    return ret < 0 ? ret : 0;
 }
 
 static int take_version(struct opts *opts, struct plan *p, struct error **errp)

@@ -24,8 +24,10 @@ enum opt_flags {
     /* Of a block node: */
     OPT_CONTENT = 1u << 0, /* what the disk holds depends on it, so it is part of the node's name */
     OPT_REOPEN = 1u << 1,  /* may change while the node is open */
+    /* Of a new image: known, but what it asks for does not exist yet. Refused, unless it is a bool and off. */
+    OPT_MISSING = 1u << 2,
     /* OPT_ENUM: a word that is none is an "invalid parameter value: x", as QEMU says of some. */
-    OPT_TERSE = 1u << 2,
+    OPT_TERSE = 1u << 3,
 };
 
 struct opt_desc {
