@@ -144,42 +144,35 @@ static int repair_arg(struct check_args *args, const char *text)
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct check_args *args)
 {
-    enum { OPTION_OUTPUT = 256, OPTION_OBJECT, OPTION_IMAGE_OPTS };
+    enum { OPTION_OUTPUT = IMAGE_OPT_OWN };
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
+        IMAGE_LONG_OPTIONS,
         { "format", required_argument, NULL, 'f' },
         { "repair", required_argument, NULL, 'r' },
         { "output", required_argument, NULL, OPTION_OUTPUT },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
         { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
     const char *cache = "writeback", *output = NULL;
-    int option;
+    int option, status;
     while ((option = img_getopt(argc, argv, ":hf:r:T:qU", options)) != -1) {
         switch (option) {
-        case 'f': args->source.format = optarg; break;
         case 'T': cache = optarg; break;
         case 'q': args->quiet = true; break;
-        case 'U': args->source.force_share = true; break;
         case OPTION_OUTPUT: output = optarg; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
-        case OPTION_OBJECT:
-            if (!image_object_arg(optarg))
-                return 1;
-            break;
         case 'r':
             if (repair_arg(args, optarg))
                 return 1;
             break;
-        case IMG_OPT_HELP: return img_command_help("check");
-        default: return 1;
+        default:
+            status = image_source_arg(&args->source, "check", option);
+            if (status >= 0)
+                return status;
         }
     }
-    if (optind != argc - 1)
-        return img_usage_error("Expecting one image file name");
-    args->filename = argv[optind];
+    args->filename = image_operand(argc, argv);
+    if (!args->filename)
+        return 1;
     if (output && !image_output_arg(output, &args->json))
         return 1;
     if (!image_cache_mode(&args->source, cache)) {

@@ -181,37 +181,31 @@ static coroutine_fn int co_compare(struct comparison *c)
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct compare_args *args)
 {
-    enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS };
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        IMAGE_LONG_OPTIONS,
         { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
     const char *cache = "writeback";
-    int option;
+    int option, status;
     while ((option = img_getopt(argc, argv, ":hf:F:T:pqsU", options)) != -1) {
         switch (option) {
-        case 'f': args->source[0].format = optarg; break;
         case 'F': args->source[1].format = optarg; break;
         case 'T': cache = optarg; break;
         case 'p': args->progress = true; break;
         case 'q': args->quiet = true; break;
         case 's': args->strict = true; break;
-        case 'U': args->source[0].force_share = args->source[1].force_share = true; break;
-        case OPTION_IMAGE_OPTS: args->source[0].image_opts = args->source[1].image_opts = true; break;
-        case OPTION_OBJECT:
-            if (!image_object_arg(optarg))
-                return STATUS_NOT_OPEN;
-            break;
-        case IMG_OPT_HELP: return img_command_help("compare");
-        default: return 1;
+        default:
+            status = image_source_arg(&args->source[0], "compare", option);
+            if (status >= 0)
+                return option == IMAGE_OPT_OBJECT ? STATUS_NOT_OPEN : status;
         }
     }
     if (optind != argc - 2)
         return img_usage_error("Expecting two image file names");
     args->progress = args->progress && !args->quiet;
+    args->source[1].force_share = args->source[0].force_share;
+    args->source[1].image_opts = args->source[0].image_opts;
     for (int i = 0; i < 2; i++) {
         args->filename[i] = argv[optind + i];
         if (!image_cache_mode(&args->source[i], cache)) {

@@ -124,27 +124,19 @@ static bool parse_operand(struct dd_args *args, const char *operand)
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct dd_args *args)
 {
-    enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS };
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        IMAGE_LONG_OPTIONS,
         { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
-    int option;
+    int option, status;
     while ((option = img_getopt(argc, argv, ":f:O:hU", options)) != -1) {
         switch (option) {
-        case 'f': args->source.format = optarg; break;
         case 'O': args->out_format = optarg; break;
-        case 'U': args->source.force_share = true; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
-        case OPTION_OBJECT:
-            if (!image_object_arg(optarg))
-                return 1;
-            break;
-        case IMG_OPT_HELP: return img_command_help("dd");
-        default: return 1;
+        default:
+            status = image_source_arg(&args->source, "dd", option);
+            if (status >= 0)
+                return status;
         }
     }
     for (; optind < argc; optind++) {

@@ -5,6 +5,8 @@
  */
 #include "image.h"
 
+#include "command.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,6 +88,28 @@ coroutine_fn int image_co_close(struct blk_front *front)
         error_report("Could not write '%s': %s", name, strerror(-ret));
     free(name);
     return ret;
+}
+
+/* ---- command line ---- */
+
+int image_source_arg(struct image_source *source, const char *command, int option)
+{
+    switch (option) {
+    case 'f': source->format = optarg; return -1;
+    case 'U': source->force_share = true; return -1;
+    case IMAGE_OPT_IMAGE_OPTS: source->image_opts = true; return -1;
+    case IMAGE_OPT_OBJECT: return image_object_arg(optarg) ? -1 : 1;
+    case IMG_OPT_HELP: return img_command_help(command);
+    default: return 1; /* reported already */
+    }
+}
+
+const char *image_operand(int argc, char **argv)
+{
+    if (optind == argc - 1)
+        return argv[optind];
+    img_usage_error("Expecting one image file name");
+    return NULL;
 }
 
 bool image_source_valid(const struct image_source *source)

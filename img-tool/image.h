@@ -24,6 +24,21 @@ coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct 
 /* Flushes and closes. Returns 0, or a negative errno after reporting. Takes NULL. */
 coroutine_fn int image_co_close(struct blk_front *front);
 
+/* ---- command line ---- */
+
+/* Long options of all commands that open an image, for their tables; a command's own begin at IMAGE_OPT_OWN. */
+enum { IMAGE_OPT_OBJECT = 256, IMAGE_OPT_IMAGE_OPTS, IMAGE_OPT_OWN };
+/* clang-format off */
+#define IMAGE_LONG_OPTIONS \
+    { "help", no_argument, NULL, 'h' }, \
+    { "object", required_argument, NULL, IMAGE_OPT_OBJECT }, \
+    { "image-opts", no_argument, NULL, IMAGE_OPT_IMAGE_OPTS }
+/* clang-format on */
+/* What img_getopt() returned and a command does not know itself: those, -f, -U, -h, or a bad one. -1 to go on, else the
+ * exit status. */
+int image_source_arg(struct image_source *source, const char *command, int option);
+/* The one operand; NULL after reporting that there is none, or more. */
+const char *image_operand(int argc, char **argv);
 /* "--image-opts and --format are mutually exclusive": reports and returns false. */
 bool image_source_valid(const struct image_source *source);
 /* --object: none exist yet. Reports and returns false. */

@@ -211,37 +211,30 @@ static void print(const struct info_args *args, const struct info_image *images,
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct info_args *args)
 {
-    enum { OPTION_OUTPUT = 256, OPTION_CHAIN, OPTION_OBJECT, OPTION_IMAGE_OPTS };
+    enum { OPTION_OUTPUT = IMAGE_OPT_OWN, OPTION_CHAIN };
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
+        IMAGE_LONG_OPTIONS,
         { "format", required_argument, NULL, 'f' },
         { "output", required_argument, NULL, OPTION_OUTPUT },
         { "backing-chain", no_argument, NULL, OPTION_CHAIN },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
         { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
     const char *output = NULL;
-    int option;
+    int option, status;
     while ((option = img_getopt(argc, argv, ":hf:U", options)) != -1) {
         switch (option) {
-        case 'f': args->source.format = optarg; break;
-        case 'U': args->source.force_share = true; break;
         case OPTION_OUTPUT: output = optarg; break;
         case OPTION_CHAIN: args->chain = true; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
-        case OPTION_OBJECT:
-            if (!image_object_arg(optarg))
-                return 1;
-            break;
-        case IMG_OPT_HELP: return img_command_help("info");
-        default: return 1;
+        default:
+            status = image_source_arg(&args->source, "info", option);
+            if (status >= 0)
+                return status;
         }
     }
-    if (optind != argc - 1)
-        return img_usage_error("Expecting one image file name");
-    args->filename = argv[optind];
+    args->filename = image_operand(argc, argv);
+    if (!args->filename)
+        return 1;
     if (output && !image_output_arg(output, &args->json))
         return 1;
     return image_source_valid(&args->source) ? -1 : 1;

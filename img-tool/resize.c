@@ -35,11 +35,9 @@ static int parse_size(struct resize_args *args, const char *text)
 /* -1 to go on, else the exit status. The size is taken off first, or "-1M" would be options. */
 static int parse(int argc, char **argv, struct resize_args *args)
 {
-    enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS, OPTION_PREALLOC, OPTION_SHRINK };
+    enum { OPTION_PREALLOC = IMAGE_OPT_OWN, OPTION_SHRINK };
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+        IMAGE_LONG_OPTIONS,
         { "preallocation", required_argument, NULL, OPTION_PREALLOC },
         { "shrink", no_argument, NULL, OPTION_SHRINK },
         { NULL, 0, NULL, 0 },
@@ -48,17 +46,11 @@ static int parse(int argc, char **argv, struct resize_args *args)
     if (argc < 3 && !help)
         return img_usage_error("Not enough arguments");
     const char *size = help ? NULL : argv[--argc];
-    int option;
+    int option, status;
     while ((option = img_getopt(argc, argv, ":f:hq", options)) != -1) {
         switch (option) {
-        case 'f': args->source.format = optarg; break;
         case 'q': args->quiet = true; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
         case OPTION_SHRINK: args->shrink = true; break;
-        case OPTION_OBJECT:
-            if (!image_object_arg(optarg))
-                return 1;
-            break;
         case OPTION_PREALLOC:
             if (strcmp(optarg, "off") && strcmp(optarg, "metadata") && strcmp(optarg, "falloc") &&
                 strcmp(optarg, "full")) {
@@ -67,14 +59,16 @@ static int parse(int argc, char **argv, struct resize_args *args)
             }
             args->prealloc = optarg;
             break;
-        case IMG_OPT_HELP: return img_command_help("resize");
-        default: return 1;
+        default:
+            status = image_source_arg(&args->source, "resize", option);
+            if (status >= 0)
+                return status;
         }
     }
     if (optind != argc - 1)
         return img_usage_error("Expecting image file name and size");
     args->filename = argv[optind];
-    int status = parse_size(args, size);
+    status = parse_size(args, size);
     return status < 0 && !image_source_valid(&args->source) ? 1 : status;
 }
 

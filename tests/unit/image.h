@@ -57,7 +57,7 @@ static inline coroutine_fn struct blk_node *co_open_line(const char *line, unsig
 {
     struct opts *opts = opts_new();
 
-    assert_int_equal(opts_parse(opts, line, NULL, false, NULL), 0);
+    assert_int_equal(opts_parse(opts, line, NULL, 0, NULL), 0);
     struct blk_node *node = blk_co_open(NULL, opts, flags, errp);
     opts_free(opts);
     return node;
