@@ -129,6 +129,11 @@ unsigned qcow2_overlap(const struct qcow2 *s, uint64_t offset, uint64_t length, 
         return QCOW2_REGION_SNAPSHOTS;
     if ((check & QCOW2_REGION_INACTIVE_L1) && in_inactive_l1(s, offset, length))
         return QCOW2_REGION_INACTIVE_L1;
+    if ((check & QCOW2_REGION_INACTIVE_L2) && in_set(s, &s->inactive_l2_set, offset, length))
+        return QCOW2_REGION_INACTIVE_L2;
+    if ((check & QCOW2_REGION_BITMAPS) && (s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
+        ranges_overlap(offset, length, s->bitmap_directory_offset, s->bitmap_directory_size))
+        return QCOW2_REGION_BITMAPS;
     return 0;
 }
 
@@ -141,7 +146,9 @@ static const char *region_name(unsigned region)
     case QCOW2_REGION_REFBLOCK: return "refcount block";
     case QCOW2_REGION_REFTABLE: return "refcount table";
     case QCOW2_REGION_SNAPSHOTS: return "snapshot table";
-    default: return "inactive L1 table";
+    case QCOW2_REGION_INACTIVE_L1: return "inactive L1 table";
+    case QCOW2_REGION_INACTIVE_L2: return "inactive L2 table";
+    default: return "bitmap directory";
     }
 }
 
@@ -152,6 +159,27 @@ coroutine_fn int qcow2_co_check_overlap(struct qcow2 *s, uint64_t offset, uint64
     if (!region)
         return 0;
     return qcow2_co_mark_corrupt(s, "Preventing invalid write on metadata (overlaps with %s)", region_name(region));
+}
+
+/* Once is enough: whatever is allocated later is checked against the table. So is a table's new place. */
+static coroutine_fn int co_check_table(struct qcow2 *s, uint64_t offset, uint64_t length, unsigned region,
+                                       bool *checked)
+{
+    int ret = *checked ? 0 : qcow2_co_check_overlap(s, offset, length, region);
+
+    *checked = ret == 0;
+    return ret;
+}
+
+coroutine_fn int qcow2_co_check_l1(struct qcow2 *s)
+{
+    return co_check_table(s, s->header.l1_offset, (uint64_t)s->l1_size * 8, QCOW2_REGION_L1, &s->l1_checked);
+}
+
+coroutine_fn int qcow2_co_check_reftable(struct qcow2 *s)
+{
+    return co_check_table(s, s->reftable_offset, s->reftable_disk_entries * 8, QCOW2_REGION_REFTABLE,
+                          &s->reftable_checked);
 }
 
 coroutine_fn int qcow2_co_mark_corrupt(struct qcow2 *s, const char *fmt, ...)

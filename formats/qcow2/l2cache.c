@@ -115,8 +115,7 @@ bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry)
     return qcow2_in_cluster(s, entry & QCOW2_OFFSET_MASK) == 0 && !((entry & QCOW2_ZERO) && s->header.version < 3);
 }
 
-/* May writes follow it too? */
-static bool entry_plausible(const struct qcow2 *s, uint64_t entry)
+bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry)
 {
     enum qcow2_kind kind = qcow2_kind(entry);
 
@@ -177,7 +176,7 @@ static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t
         return ret;
     }
     for (uint32_t i = 0; i < qcow2_slice_entries(s) && !slice->suspect; i++)
-        slice->suspect = !entry_plausible(s, qcow2_slice_entry(slice, i));
+        slice->suspect = !qcow2_entry_plausible(s, qcow2_slice_entry(slice, i));
     ret = publish(s, slice);
     if (ret < 0)
         free(slice);
@@ -293,6 +292,8 @@ static coroutine_fn int co_own_table(struct qcow2 *s, uint32_t l1_index)
     uint64_t old = qcow2_l1_entry(s, l1_index) & QCOW2_OFFSET_MASK, table = 0, got = 0;
     int ret = co_check_l2_offset(s, old, l1_index);
 
+    if (ret == 0)
+        ret = qcow2_co_check_l1(s);
     if (ret == 0)
         ret = qcow2_co_alloc(s, 1, &table, &got, NULL);
     if (ret < 0)

@@ -17,8 +17,6 @@
 #define MIN_REFBLOCKS 4u
 #define SLICE_BYTES 4096u
 
-static const char *const overlap_words[] = { "none", "constant", "cached", NULL };
-
 const struct opt_desc qcow2_options[] = {
     { .name = "lazy-refcounts", .type = OPT_BOOL, .flags = OPT_REOPEN, .help = "postpone refcount updates" },
     { .name = "pass-discard-request",
@@ -26,11 +24,43 @@ const struct opt_desc qcow2_options[] = {
       .flags = OPT_REOPEN,
       .help = "pass guest discards on to the host (default: as discard=)" },
     { .name = "overlap-check",
-      .type = OPT_ENUM,
+      .type = OPT_STRING,
       .flags = OPT_REOPEN,
-      .def = "cached",
-      .values = overlap_words,
-      .help = "which metadata is protected from being overwritten" },
+      .help = "which metadata is protected from being overwritten: none, constant, cached, all (default: cached)" },
+    { .name = "overlap-check.template",
+      .type = OPT_STRING,
+      .flags = OPT_REOPEN,
+      .help = "the same; the keys below change it" },
+    { .name = "overlap-check.main-header", .type = OPT_BOOL, .flags = OPT_REOPEN, .help = "the header (constant)" },
+    { .name = "overlap-check.active-l1",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "the active L1 table (constant)" },
+    { .name = "overlap-check.active-l2", .type = OPT_BOOL, .flags = OPT_REOPEN, .help = "active L2 tables (cached)" },
+    { .name = "overlap-check.refcount-table",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "the refcount table (constant)" },
+    { .name = "overlap-check.refcount-block",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "refcount blocks (cached)" },
+    { .name = "overlap-check.snapshot-table",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "the table of snapshots (constant)" },
+    { .name = "overlap-check.inactive-l1",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "L1 tables of snapshots (cached)" },
+    { .name = "overlap-check.inactive-l2",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "L2 tables of snapshots (all)" },
+    { .name = "overlap-check.bitmap-directory",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "the directory of bitmaps (constant)" },
     { .name = "cache-size",
       .type = OPT_SIZE,
       .flags = OPT_REOPEN,
@@ -178,8 +208,7 @@ static int take_sizes(struct qcow2 *s, struct opts *opts, struct error **errp)
 
 static int take_options(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)
 {
-    static const unsigned overlap[] = { 0, QCOW2_OVERLAP_CONSTANT, QCOW2_OVERLAP_CACHED };
-    int word = 2, ret = take_sizes(s, opts, errp);
+    int ret = take_sizes(s, opts, errp);
 
     s->lazy_refcounts = s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
     s->discard_to_host = flags & BLK_O_UNMAP;
@@ -188,10 +217,9 @@ static int take_options(struct qcow2 *s, struct opts *opts, unsigned flags, stru
     if (ret >= 0)
         ret = opts_bool(opts, qcow2_options, "pass-discard-request", &s->discard_to_host, errp);
     if (ret >= 0)
-        ret = opts_enum(opts, qcow2_options, "overlap-check", &word, errp);
+        ret = qcow2_overlap_options(s, opts, errp);
     if (ret < 0)
         return ret;
-    s->overlap_check = overlap[word];
     if (s->lazy_refcounts && s->header.version < 3)
         return error_set(errp, -EINVAL,
                          "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
@@ -322,6 +350,7 @@ static coroutine_fn void co_free_state(struct qcow2 *s)
     qcow2_snapshots_free(s);
     qcow2_set_finish(&s->l2_set);
     qcow2_set_finish(&s->refblock_set);
+    qcow2_set_finish(&s->inactive_l2_set);
     while (!list_empty(&s->limbo)) {
         struct qcow2_limbo *limbo = list_first(&s->limbo, struct qcow2_limbo, link);
         list_remove(&limbo->link);
@@ -355,6 +384,8 @@ static coroutine_fn int co_open_image(struct qcow2 *s, struct opts *opts, unsign
         ret = qcow2_co_snapshots_read(s, errp);
     if (ret == 0)
         ret = qcow2_collect_metadata(s);
+    if (ret == 0)
+        ret = qcow2_co_overlap_read(s, errp);
     if (ret < 0)
         return ret;
     s->fresh_from = div_round_up(blk_node_size(s->node->file), s->cluster_size);

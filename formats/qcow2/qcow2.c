@@ -6,7 +6,7 @@
  *   read.c write.c zero.c compress.c    what map leaves to coroutines
  *   l2cache.c refcount.c alloc.c reftable.c free.c    metadata in memory
  *   commit.c writeback.c    metadata to disk, in the one order allowed
- *   header.c open.c snapshot.c corrupt.c create.c truncate.c check*.c info.c    the image as a whole
+ *   header.c open.c snapshot.c corrupt.c overlap.c create.c truncate.c check*.c info.c    the image as a whole
  */
 #include "qcow2.h"
 

@@ -201,11 +201,15 @@ enum qcow2_region {
     QCOW2_REGION_REFTABLE = 1u << 4,
     QCOW2_REGION_SNAPSHOTS = 1u << 5,
     QCOW2_REGION_INACTIVE_L1 = 1u << 6,
+    QCOW2_REGION_INACTIVE_L2 = 1u << 7,
+    QCOW2_REGION_BITMAPS = 1u << 8,
 };
-/* What overlap-check=none, constant, cached check. */
-#define QCOW2_OVERLAP_CONSTANT (QCOW2_REGION_HEADER | QCOW2_REGION_L1 | QCOW2_REGION_REFTABLE | QCOW2_REGION_SNAPSHOTS)
+/* What overlap-check=constant, cached, all check. */
+#define QCOW2_OVERLAP_CONSTANT \
+    (QCOW2_REGION_HEADER | QCOW2_REGION_L1 | QCOW2_REGION_REFTABLE | QCOW2_REGION_SNAPSHOTS | QCOW2_REGION_BITMAPS)
 #define QCOW2_OVERLAP_CACHED \
     (QCOW2_OVERLAP_CONSTANT | QCOW2_REGION_L2 | QCOW2_REGION_REFBLOCK | QCOW2_REGION_INACTIVE_L1)
+#define QCOW2_OVERLAP_ALL (QCOW2_OVERLAP_CACHED | QCOW2_REGION_INACTIVE_L2)
 
 struct qcow2_snapshot {
     uint64_t l1_offset;
@@ -264,7 +268,9 @@ struct qcow2 {
     struct co_cond loaded;
     uint8_t *l1_dirty; /* a byte for each 512-byte sector of the L1 table: 1 dirty, 2 captured */
     uint32_t l1_dirty_count;
+    bool l1_checked, reftable_checked;     /* they lie over no other metadata */
     struct qcow2_set l2_set, refblock_set; /* host clusters of active L2 tables and refcount blocks */
+    struct qcow2_set inactive_l2_set;      /* of snapshots' L2 tables: overlap.c */
 
     /* refcounts (refcount.c) */
     uint64_t *reftable;                              /* big-endian */
@@ -382,9 +388,16 @@ void qcow2_set_finish(struct qcow2_set *set);
 unsigned qcow2_overlap(const struct qcow2 *s, uint64_t offset, uint64_t length, unsigned ignore);
 /* The same as a check: marks the image corrupt and returns -EIO. Lock held; may yield. */
 coroutine_fn int qcow2_co_check_overlap(struct qcow2 *s, uint64_t offset, uint64_t length, unsigned ignore);
+/* The same for the active L1 table and the refcount table, before they are changed where they lie. */
+coroutine_fn int qcow2_co_check_l1(struct qcow2 *s);
+coroutine_fn int qcow2_co_check_reftable(struct qcow2 *s);
 /* Says so (once), and on a writable image sets the corrupt bit and refuses writes from now on. Returns -EIO. Lock
  * held. */
 coroutine_fn int qcow2_co_mark_corrupt(struct qcow2 *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* overlap.c: options, and what has to be read for them: at open, and when the list of snapshots changes. */
+int qcow2_overlap_options(struct qcow2 *s, struct opts *opts, struct error **errp);
+coroutine_fn int qcow2_co_overlap_read(struct qcow2 *s, struct error **errp);
 
 /* ---- map.c, l2cache.c ---- */
 
@@ -402,6 +415,8 @@ void qcow2_l1_set(struct qcow2 *s, uint32_t index, uint64_t entry);
 struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset);
 /* Can a read follow the entry: aligned, and allowed in this version? Any thread. */
 bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry);
+/* May writes follow it too? Lock held. */
+bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry);
 void qcow2_slices_free(struct qcow2 *s);                    /* all, at close or when nothing is in flight */
 void qcow2_slices_forget(struct qcow2 *s);                  /* all that are clean; nothing is in flight */
 void qcow2_slices_drop(struct qcow2 *s, uint64_t l1_index); /* one table's, clean, drained */

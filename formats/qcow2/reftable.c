@@ -31,7 +31,9 @@ static coroutine_fn int co_make_block(struct qcow2 *s, uint64_t index, uint64_t 
 
     if (!s->host_grows && offset + s->cluster_size > blk_node_size(s->node->file))
         return -ENOSPC;
-    int ret = qcow2_co_check_overlap(s, offset, s->cluster_size, 0);
+    int ret = qcow2_co_check_reftable(s);
+    if (ret == 0)
+        ret = qcow2_co_check_overlap(s, offset, s->cluster_size, 0);
     if (ret == 0)
         ret = qcow2_set_add(&s->refblock_set, cluster);
     if (ret < 0)

@@ -258,7 +258,8 @@ static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t siz
 static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
 {
     co_mutex_lock(&s->lock);
-    for (uint64_t i = first; i < s->l1_size; i++) {
+    int ret = qcow2_co_check_l1(s);
+    for (uint64_t i = first; i < s->l1_size && ret == 0; i++) {
         uint64_t entry = qcow2_l1_entry(s, i), table = entry & QCOW2_OFFSET_MASK;
         if (!table || qcow2_in_cluster(s, table))
             continue;
@@ -268,7 +269,7 @@ static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
         qcow2_freed_add(&s->freed, table >> s->cluster_bits, 1, false);
     }
     co_mutex_unlock(&s->lock);
-    return 0;
+    return ret;
 }
 
 static coroutine_fn int co_cut_file(struct qcow2 *s)

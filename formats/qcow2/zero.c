@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-/* What becomes of an entry. Returns the new one; *release: what the old one referred to is free. */
+/* What becomes of an entry that can be trusted. Returns the new one; *release: what the old one referred to is free. */
 static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear how, bool *release)
 {
     enum qcow2_kind kind = qcow2_kind(entry);
@@ -64,6 +64,17 @@ static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset,
     return r;
 }
 
+/* An entry that makes no sense, or names metadata, just goes. What it names is neither freed nor kept as a place to
+ * write to: QEMU does both, and so loses tables. */
+static uint64_t cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, uint64_t entry, enum qcow2_clear how,
+                           bool *release)
+{
+    if (likely(!slice->suspect) || qcow2_entry_plausible(s, entry))
+        return cleared(s, entry, how, release);
+    *release = false;
+    return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? QCOW2_ZERO : 0;
+}
+
 static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r,
                              enum qcow2_clear how)
 {
@@ -71,25 +82,10 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
 
     for (uint32_t i = 0; i < r->count; i++) {
         uint64_t entry = qcow2_slice_entry(slice, r->first + i);
-        if (cleared(s, entry, how, &release) != entry)
+        if (cleared_in(s, slice, entry, how, &release) != entry)
             return true;
     }
     return false;
-}
-
-/* Entries that do not make sense, or whose cluster is metadata, are not followed. */
-static coroutine_fn int co_check_range(struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r)
-{
-    for (uint32_t i = 0; i < r->count; i++) {
-        uint64_t entry = qcow2_slice_entry(slice, r->first + i);
-        enum qcow2_kind kind = qcow2_kind(entry);
-        int ret = qcow2_co_check_entry(s, slice, r->first + i, entry, true);
-        if (ret == 0 && (kind == QCOW2_NORMAL || kind == QCOW2_ZERO_ALLOCATED))
-            ret = qcow2_co_check_overlap(s, entry & QCOW2_OFFSET_MASK, s->cluster_size, 0);
-        if (ret < 0)
-            return ret;
-    }
-    return 0;
 }
 
 static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
@@ -97,7 +93,7 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
     for (uint32_t i = 0; i < r->count; i++) {
         uint64_t old = qcow2_slice_entry(slice, r->first + i);
         bool release;
-        uint64_t new = cleared(s, old, how, &release);
+        uint64_t new = cleared_in(s, slice, old, how, &release);
         if (new == old)
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
@@ -132,8 +128,6 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
         ret = qcow2_co_begin_changes(s);
         if (ret == 0)
             ret = qcow2_co_slice_for_write(s, offset, &slice);
-        if (ret == 0 && slice->suspect)
-            ret = co_check_range(s, slice, &r);
         if (ret < 0)
             return ret;
         inflight = (struct qcow2_inflight){ .first = offset >> s->cluster_bits,
