@@ -432,5 +432,6 @@ coroutine_fn void qcow2_co_stop_background(struct qcow2 *s)
     }
     while (s->timer_state != QCOW2_TIMER_IDLE || s->background)
         co_cond_wait(&s->commit_done, &s->lock);
+    qcow2_co_clean_stop(s);
     co_mutex_unlock(&s->lock);
 }

@@ -47,11 +47,30 @@ static void unlink_slice(struct qcow2 *s, struct qcow2_slice *slice)
     s->slice_count--;
 }
 
+/* Out of sight at once, out of memory when no request can have seen it. */
+static void retire_slice(struct qcow2 *s, struct qcow2_slice *slice)
+{
+    unlink_slice(s, slice);
+    slice->retired = epoch_retire();
+    list_append(&s->limbo_slices, &slice->link);
+}
+
+void qcow2_slices_clean(struct qcow2 *s)
+{
+    struct qcow2_slice *slice, *next;
+
+    list_for_each_safe(slice, next, &s->slices, link) {
+        if (!atomic_load_explicit(&slice->unstable, memory_order_relaxed) &&
+            !atomic_exchange_explicit(&slice->referenced, false, memory_order_relaxed))
+            retire_slice(s, slice);
+    }
+    free_passed(s);
+}
+
 /* Makes room for one: two turns of the clock at most. Where all are in use the budget is overdrawn. */
 static void evict(struct qcow2 *s)
 {
     size_t turns = s->slice_count * 2;
-    uint64_t epoch = 0;
 
     while (s->slice_count >= s->max_slices && turns-- > 0) {
         struct qcow2_slice *slice = list_first(&s->slices, struct qcow2_slice, link);
@@ -61,10 +80,7 @@ static void evict(struct qcow2 *s)
             list_append(&s->slices, &slice->link);
             continue;
         }
-        unlink_slice(s, slice);
-        epoch = epoch_retire();
-        slice->retired = epoch;
-        list_append(&s->limbo_slices, &slice->link);
+        retire_slice(s, slice);
     }
     free_passed(s);
 }

@@ -74,6 +74,11 @@ const struct opt_desc qcow2_options[] = {
       .type = OPT_SIZE,
       .flags = OPT_REOPEN,
       .help = "bytes of an L2 table that are loaded at once" },
+    { .name = "cache-clean-interval",
+      .type = OPT_NUMBER,
+      .flags = OPT_REOPEN,
+      .def = "600",
+      .help = "seconds after which what nobody used leaves these caches; 0 for never" },
     { .name = "refcount-cache-size",
       .type = OPT_SIZE,
       .flags = OPT_REOPEN,
@@ -218,6 +223,8 @@ static int take_options(struct qcow2 *s, struct opts *opts, unsigned flags, stru
         ret = opts_bool(opts, qcow2_options, "pass-discard-request", &s->discard_to_host, errp);
     if (ret >= 0)
         ret = qcow2_overlap_options(s, opts, errp);
+    if (ret >= 0)
+        ret = qcow2_clean_options(s, opts, errp);
     if (ret < 0)
         return ret;
     if (s->lazy_refcounts && s->header.version < 3)
@@ -410,6 +417,8 @@ coroutine_fn int qcow2_co_open(struct blk_node *node, struct opts *opts, unsigne
     if (ret < 0) {
         qcow2_co_stop_background(s);
         co_free_state(s);
+    } else {
+        qcow2_clean_start(s);
     }
     return ret;
 }

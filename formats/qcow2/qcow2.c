@@ -4,7 +4,7 @@
  *
  *   map.c extent.c   the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c zero.c compress.c    what map leaves to coroutines
- *   l2cache.c refcount.c alloc.c reftable.c free.c    metadata in memory
+ *   l2cache.c refcount.c alloc.c reftable.c free.c cacheclean.c    metadata in memory
  *   commit.c writeback.c    metadata to disk, in the one order allowed
  *   header.c open.c snapshot.c corrupt.c overlap.c create.c truncate.c check*.c info.c    the image as a whole
  */

@@ -305,6 +305,11 @@ struct qcow2 {
     enum qcow2_timer_state timer_state;
     struct loop_timer timer;
 
+    /* cacheclean.c */
+    uint64_t clean_interval; /* seconds; 0: never */
+    struct loop_timer clean_timer;
+    bool cleaning;
+
     /* compress.c */
     struct list decoded;
     unsigned decoded_count;
@@ -417,6 +422,7 @@ struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset);
 bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry);
 /* May writes follow it too? Lock held. */
 bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry);
+void qcow2_slices_clean(struct qcow2 *s);                   /* drops what was not used since the last call. Lock held */
 void qcow2_slices_free(struct qcow2 *s);                    /* all, at close or when nothing is in flight */
 void qcow2_slices_forget(struct qcow2 *s);                  /* all that are clean; nothing is in flight */
 void qcow2_slices_drop(struct qcow2 *s, uint64_t l1_index); /* one table's, clean, drained */
@@ -439,6 +445,7 @@ coroutine_fn int qcow2_co_refblock_for_write(struct qcow2 *s, uint64_t index, st
 struct qcow2_refblock *qcow2_refblock_insert(struct qcow2 *s, uint64_t index, uint64_t host_offset);
 void qcow2_refblock_dirty(struct qcow2 *s, struct qcow2_refblock *block, uint32_t start, uint32_t end);
 void qcow2_refblocks_trim(struct qcow2 *s);
+void qcow2_refblocks_clean(struct qcow2 *s); /* drops what was not used since the last call. Lock held */
 void qcow2_refblock_drop(struct qcow2 *s, struct qcow2_refblock *block);
 void qcow2_refcounts_free(struct qcow2 *s);
 void qcow2_reftable_set(struct qcow2 *s, uint64_t index, uint64_t offset);
@@ -487,6 +494,11 @@ coroutine_fn int qcow2_co_settle(struct qcow2 *s);
 /* For close, on the home loop: no commit starts by itself any more, and none runs. */
 coroutine_fn void qcow2_co_stop_background(struct qcow2 *s);
 coroutine_fn int qcow2_co_flush(struct blk_node *node);
+
+/* cacheclean.c. On the home loop. */
+int qcow2_clean_options(struct qcow2 *s, struct opts *opts, struct error **errp);
+void qcow2_clean_start(struct qcow2 *s);
+coroutine_fn void qcow2_co_clean_stop(struct qcow2 *s);
 
 /* writeback.c: a set of pieces to write, copied at once, written in parallel */
 struct qcow2_writeback {

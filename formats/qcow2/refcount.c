@@ -95,6 +95,18 @@ void qcow2_refblocks_trim(struct qcow2 *s)
     }
 }
 
+void qcow2_refblocks_clean(struct qcow2 *s)
+{
+    struct qcow2_refblock *block, *next;
+
+    list_for_each_safe(block, next, &s->refblock_list, link) {
+        if (!block->dirty && !block->committing && !block->used)
+            qcow2_refblock_drop(s, block);
+        else
+            block->used = false;
+    }
+}
+
 void qcow2_refcounts_free(struct qcow2 *s)
 {
     while (!list_empty(&s->refblock_list))
