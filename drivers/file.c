@@ -309,6 +309,7 @@ static const struct blk_driver host_device_driver = {
     .flags = BLK_DRIVER_PROTOCOL,
     .state_size = sizeof(struct file_state),
     .options = open_options,
+    .create_options = host_device_create_options,
     .protocol_prefixes = host_device_prefixes,
     .probe_path = host_device_probe_path,
     .parse_filename = host_device_parse_filename,

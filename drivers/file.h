@@ -41,6 +41,7 @@ void file_submit(struct blk_node *node, struct blk_io *io);
 coroutine_fn int file_co_extent(struct blk_node *node, uint64_t offset, uint64_t length, struct blk_extent *extent);
 
 extern const struct opt_desc file_create_options[];
+extern const struct opt_desc host_device_create_options[];
 coroutine_fn int file_co_create(struct blk_create *create, struct error **errp);
 coroutine_fn int host_device_co_create(struct blk_create *create, struct error **errp);
 coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,

@@ -30,6 +30,12 @@ const struct opt_desc file_create_options[] = {
     { 0 },
 };
 
+const struct opt_desc host_device_create_options[] = {
+    { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
+    { .name = "preallocation", .type = OPT_STRING, .help = "Preallocation mode (allowed values: off)" },
+    { 0 },
+};
+
 /* As XFS is told unless the user says something else: an image that grows by small writes is not torn into small
  * pieces. */
 #define DEFAULT_EXTENT_SIZE_HINT (1024 * 1024)
@@ -288,20 +294,34 @@ coroutine_fn int file_co_create(struct blk_create *create, struct error **errp)
     return ret;
 }
 
-/* A device is there already: only its size counts. */
+/* A device is there already: its size counts. Where no format does so later (size 0 here), its first sector is cleared,
+ * so that nothing probes what was on it. */
+static int make_device(int fd, uint64_t size, struct error **errp)
+{
+    static const uint8_t zeroes[BLK_SECTOR_SIZE];
+    uint64_t device_size = 0;
+
+    if (size && (ioctl(fd, BLKGETSIZE64, &device_size) < 0 || size > device_size))
+        return error_set(errp, -ENOSPC, "Cannot grow device files");
+    if (size >= sizeof(zeroes) && pwrite(fd, zeroes, sizeof(zeroes), 0) != (ssize_t)sizeof(zeroes))
+        return error_set_errno(errp, -EIO, "Could not clear the new image's first sector");
+    return 0;
+}
+
 coroutine_fn int host_device_co_create(struct blk_create *create, struct error **errp)
 {
     const char *prefix = "host_device:";
     const char *path = strncmp(create->filename, prefix, strlen(prefix)) == 0 ? create->filename + strlen(prefix)
                                                                               : create->filename;
-    uint64_t size = 0;
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    int ret = 0;
+    const char *prealloc = create->size && create->options ? opts_text(create->options, "preallocation") : NULL;
 
+    if (prealloc && strcmp(prealloc, "off") != 0)
+        return error_set(errp, -ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return error_set_errno(errp, -errno, "Could not create '%s'", path);
-    if (create->size && (ioctl(fd, BLKGETSIZE64, &size) < 0 || size < create->size))
-        ret = error_set(errp, -ENOSPC, "Cannot grow device files");
-    close(fd);
+    int ret = make_device(fd, create->size, errp);
+    if (close(fd) < 0 && errno != EINTR && ret == 0)
+        ret = error_set_errno(errp, -errno, "Could not create '%s'", path);
     return ret;
 }
