@@ -2,10 +2,10 @@
 /*
  * Inside the `file` and `host_device` drivers: one open file description and what was learnt about it.
  *
- *   file.c          options, opening, closing        file_submit.c  one request, on the ring or in a worker
- *   file_limits.c   size and alignment               file_lock.c    image locks
- *   file_resize.c   creating, growing, shrinking     file_holder.c  who holds a lock
- *   file_extent.c   where the holes are
+ *   file.c          options, opening, closing        file_submit.c  a read or write: on the ring, in a worker, a copy
+ *   file_limits.c   size and alignment               file_steps.c   a flush, discard, write of zeroes
+ *   file_resize.c   creating, growing, shrinking     file_lock.c    image locks
+ *   file_extent.c   where the holes are              file_holder.c  who holds a lock
  */
 #pragma once
 
