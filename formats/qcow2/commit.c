@@ -5,8 +5,8 @@
  * A commit copies what is dirty under the lock, then writes without it:
  *   phase 0  new refcount blocks (and a moved refcount table with all that counts it), flush, then the header that names
  *            a moved table;
- *   phase 1  refcounts that went up, table entries of new blocks; flush: now these and all guest data that was written
- *            before the copy are durable;
+ *   phase 1  refcounts that went up, refcount table entries of new blocks; flush: now these and all guest data that was
+ *            written before the copy are durable;
  *   phase 2  L2 slices and L1 entries of the copy; flush.
  * Only then are clusters whose entries went away passed on (free.c). A copy holds no entry whose data write had not
  * completed: what an entry on disk refers to is durable, and no freed cluster is reused before its entry is gone.
@@ -27,7 +27,7 @@
 #define LAZY_DIRTY_MAX 64u
 
 struct commit {
-    struct qcow2_writeback fresh, table, refcounts, entries;
+    struct qcow2_writeback fresh, table, refcounts, names, entries;
     struct qcow2_slice **slices;
     size_t slice_count;
     bool l1, moved;
@@ -98,8 +98,7 @@ static int capture_refcounts(struct qcow2 *s, struct commit *c)
         s->refblock_dirty_count--;
     }
     if (!s->reftable_moved)
-        return capture_sectors(&c->refcounts, s->reftable_dirty, s->reftable, s->reftable_entries * 8,
-                               s->reftable_offset);
+        return capture_sectors(&c->names, s->reftable_dirty, s->reftable, s->reftable_entries * 8, s->reftable_offset);
     c->moved = true;
     c->table_offset = s->reftable_offset;
     c->table_entries = s->reftable_entries;
@@ -151,6 +150,8 @@ static int capture(struct qcow2 *s, struct commit *c)
         ret = qcow2_writeback_copy(&c->table, s->node->file);
     if (ret == 0)
         ret = qcow2_writeback_copy(&c->refcounts, s->node->file);
+    if (ret == 0)
+        ret = qcow2_writeback_copy(&c->names, s->node->file);
     return ret < 0 ? ret : qcow2_writeback_copy(&c->entries, s->node->file);
 }
 
@@ -202,6 +203,10 @@ static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
         ret = co_phase_0(s, c);
     if (ret == 0 && !c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
+    /* A new block is counted by itself, or by another new one that is named before it in the table (reftable.c): no
+     * sector of the table may land before those in front of it. */
+    if (ret == 0)
+        ret = qcow2_co_writeback_write_in_order(&c->names, s->node->file);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);
     if (ret == 0 && c->entries.count) {
@@ -287,6 +292,7 @@ static coroutine_fn void co_run_commit(struct qcow2 *s)
     qcow2_writeback_finish(&c.fresh);
     qcow2_writeback_finish(&c.table);
     qcow2_writeback_finish(&c.refcounts);
+    qcow2_writeback_finish(&c.names);
     qcow2_writeback_finish(&c.entries);
     free(c.slices);
     s->commits_done = number;

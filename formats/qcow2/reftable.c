@@ -3,8 +3,9 @@
  * New refcount blocks, contiguous runs past the counted part of the file, and a larger refcount table when it is full.
  *
  * A new block takes the first cluster of need in the range that it counts, and counts itself. A run that must be
- * contiguous is laid out behind all that is counted so far, its new blocks in front of it, so that no block cuts it. A
- * larger table is made in memory with its place allocated; commit.c writes blocks before the table, the table before
+ * contiguous is laid out behind all that is counted so far, its new blocks in front of it, so that no block cuts it.
+ * So a new block is counted by itself or by a new one with a lower index, on which the order of writing rests. A larger
+ * table is made in memory with its place allocated; commit.c writes blocks before the table, the table before
  * the header names it.
  */
 #include "qcow2.h"

@@ -2,7 +2,7 @@
 /*
  * Writing many pieces of metadata: copied together under the lock, then written without it, sorted, neighbours in one
  * write, a few writes at a time. All of a set is issued before anything that depends on it, and nothing says in which
- * order it lands.
+ * order it lands, unless it is written in order.
  */
 #include "qcow2.h"
 
@@ -109,6 +109,20 @@ coroutine_fn int qcow2_co_writeback_write(struct qcow2_writeback *wb, struct blk
         co_yield();
     }
     return crew.result;
+}
+
+coroutine_fn int qcow2_co_writeback_write_in_order(const struct qcow2_writeback *wb, struct blk_node *file)
+{
+    int ret = 0;
+
+    for (size_t i = 0; i < wb->count && ret == 0; i++) {
+        const struct qcow2_piece *p = &wb->pieces[i];
+        if (i > 0)
+            ret = blk_co_flush(file);
+        if (ret == 0)
+            ret = blk_co_write(file, p->offset, p->source, p->length, 0);
+    }
+    return ret;
 }
 
 void qcow2_writeback_finish(struct qcow2_writeback *wb)
