@@ -3,8 +3,9 @@
  * The loop on io_uring: setting the ring up, handing out SQEs, the one io_uring_enter of an iteration, completions.
  *
  * An iteration runs all completions that the ring holds; what they queue goes out in the next iteration's enter, which
- * also waits, but for what is worth sending early (below). Where the kernel has DEFER_TASKRUN, completions appear only inside an enter with GETEVENTS,
- * so every enter that may wait has that flag, and an iteration without anything to submit enters where the ring's flags ask for it.
+ * also waits, but for what is worth sending early (below). Where the kernel has DEFER_TASKRUN, completions appear only
+ * inside an enter with GETEVENTS, so every enter that may wait has that flag, and an iteration without anything to
+ * submit enters where the ring's flags ask for it.
  *
  * Invariant: every SQE handed out is seen by the kernel before the loop sleeps, and `done` is called once for each.
  */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Event loop: one thread, one io_uring, one io_uring_enter an iteration that both submits what was queued and waits; where
- * much is queued, some of it goes out early. Carries file I/O (struct loop_io), fd readiness, timers, work for later in the same iteration, and posts from
- * other threads. What a user calls an `iothread` is a loop.
+ * much is queued, some of it goes out early. Carries file I/O (struct loop_io), fd readiness, timers, work for later in
+ * the same iteration, and posts from other threads. What a user calls an `iothread` is a loop.
  *
  * Where the kernel refuses io_uring the loop runs on poll(2): loop_ring() is NULL, and drivers use the worker pool.
  *
