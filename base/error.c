@@ -86,6 +86,12 @@ void error_prepend(struct error **errp, const char *fmt, ...)
     (*errp)->text = text;
 }
 
+void error_prepend_once(struct error **errp, const char *text)
+{
+    if (errp && *errp && strncmp((*errp)->text, text, strlen(text)) != 0)
+        error_prepend(errp, "%s", text);
+}
+
 void error_hint(struct error **errp, const char *fmt, ...)
 {
     if (!errp || !*errp)

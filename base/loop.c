@@ -36,8 +36,6 @@ void loop_set_current(struct loop *loop) { current_loop = loop; }
 
 const struct loop_stats *loop_stats(const struct loop *loop) { return &loop->stats; }
 
-struct epoch_loop *loop_epoch(struct loop *loop) { return &loop->epoch; }
-
 void loop_set_poll_us(struct loop *loop, unsigned poll_us)
 {
     atomic_store_explicit(&loop->poll_max_ns, (uint64_t)poll_us * 1000, memory_order_relaxed);
@@ -151,6 +149,7 @@ bool loop_step(struct loop *loop, bool wait)
     bool busy = !wait || loop->tasks || loop->stash_count || !list_empty(&loop->fds_removed);
     uint64_t deadline = busy ? LOOP_NO_WAIT : loop_timer_next(loop);
     struct loop_post *taken = NULL;
+    loop->coarse_ns = 0;
     bool ran = loop->has_ring ? loop_ring_iterate(loop, deadline, &taken) : loop_poll_iterate(loop, deadline, &taken);
     ran |= run_posts(loop, taken);
     if (loop->timer_count)
@@ -196,10 +195,15 @@ struct loop *loop_new(struct error **errp)
     list_init(&loop->fds_removed);
     list_init(&loop->coroutines);
     co_pool_init(&loop->co_pool);
+    if (!epoch_loop_init(&loop->epoch)) {
+        error_set(errp, -EMFILE, "Too many event loops: %u at most", EPOCH_LOOPS);
+        close(fd);
+        free(loop);
+        return NULL;
+    }
     loop->has_ring = loop_ring_init(loop);
     current_loop = loop;
 
-    epoch_loop_init(&loop->epoch);
     loop_fixed_init(loop);
     pthread_mutex_lock(&loop_registry.lock);
     list_append(&loop_registry.loops, &loop->link);

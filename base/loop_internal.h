@@ -54,6 +54,7 @@ struct loop {
     struct loop_task *tasks, **tasks_end;
     struct epoch_loop epoch;
     struct loop_stats stats;
+    uint64_t coarse_ns; /* loop_coarse_ns(); 0: not read since the loop last waited */
 
     struct loop_timer **timers; /* heap, from index 1 */
     size_t timer_count, timer_room;

@@ -159,9 +159,11 @@ static __attribute__((noinline)) struct io_uring_sqe *sqe_after_submit(struct lo
 /*
  * Completions come in bursts, and a device that has just finished a burst has little left to do. So while the answers
  * to a burst are being queued, each few go out at once, and the device works on. Requests that follow each other on the
- * disk are the exception: the kernel merges those of one enter into few large ones, which is worth more.
+ * disk are the exception: the kernel merges those of one enter into few large ones, which is worth more, up to a size
+ * at which the device's speed no longer depends on it. Merged any further they would also complete as one, and the
+ * device would have nothing to do until all are answered.
  */
-enum { EARLY_COUNT = 4, MERGE_REACH = 1 << 20 };
+enum { EARLY_COUNT = 4, MERGE_REACH = 1 << 20, MERGE_ENOUGH = 128 << 10, LARGE = 64 << 10 };
 
 static inline const struct io_uring_sqe *last_sqe(const struct loop *loop, unsigned back)
 {
@@ -169,10 +171,18 @@ static inline const struct io_uring_sqe *last_sqe(const struct loop *loop, unsig
     return &sq->sqes[(sq->sqe_tail - 1 - back) & sq->ring_mask];
 }
 
-static __attribute__((noinline)) void submit_early(struct loop *loop)
+/* A few that are small, or two that are large. The length of a vector is not known here. */
+static inline bool may_go_early(const struct loop *loop, unsigned queued)
 {
-    const struct io_uring_sqe *last = last_sqe(loop, 0), *before = last_sqe(loop, 1);
-    if (last->fd == before->fd && last->opcode == before->opcode && last->off - before->off <= MERGE_REACH)
+    return queued >= EARLY_COUNT || (queued > 1 && last_sqe(loop, 0)->len >= LARGE);
+}
+
+static __attribute__((noinline)) void submit_early(struct loop *loop, unsigned queued)
+{
+    const struct io_uring_sqe *last = last_sqe(loop, 0), *before = last_sqe(loop, 1),
+                              *first = last_sqe(loop, queued - 1);
+    bool follows = last->fd == before->fd && last->opcode == before->opcode && last->off - before->off <= MERGE_REACH;
+    if (follows && last->off + last->len - first->off < MERGE_ENOUGH)
         return;
     /* What the kernel does not take now stays for the iteration's enter. */
     int ret = io_uring_enter((unsigned)loop->ring.enter_ring_fd, flush_sq(&loop->ring), 0, loop->enter_flags, NULL);
@@ -184,8 +194,9 @@ static __attribute__((noinline)) void submit_early(struct loop *loop)
 
 struct io_uring_sqe *loop_sqe(struct loop *loop, struct loop_io *io)
 {
-    if (unlikely(loop->ring.sq.sqe_tail - loop->ring.sq.sqe_head >= EARLY_COUNT))
-        submit_early(loop);
+    unsigned queued = loop->ring.sq.sqe_tail - loop->ring.sq.sqe_head;
+    if (unlikely(may_go_early(loop, queued)))
+        submit_early(loop, queued);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->ring);
     if (unlikely(!sqe))
         sqe = sqe_after_submit(loop);

@@ -11,6 +11,13 @@
 #include <stdlib.h>
 #include <time.h>
 
+uint64_t loop_coarse_ns(struct loop *loop)
+{
+    if (!loop->coarse_ns)
+        loop->coarse_ns = loop_now_ns();
+    return loop->coarse_ns;
+}
+
 uint64_t loop_now_ns(void)
 {
     struct timespec ts;

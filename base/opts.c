@@ -16,13 +16,20 @@
 
 struct opts *opts_new(void) { return xcalloc(1, sizeof(struct opts)); }
 
+/* A value may be a password. */
+static void free_value(char *value)
+{
+    explicit_bzero(value, strlen(value));
+    free(value);
+}
+
 void opts_free(struct opts *opts)
 {
     if (!opts)
         return;
     for (size_t i = 0; i < opts->count; i++) {
         free(opts->items[i].key);
-        free(opts->items[i].value);
+        free_value(opts->items[i].value);
     }
     free(opts->items);
     free(opts);
@@ -41,7 +48,7 @@ void opts_put(struct opts *opts, const char *key, char *value, enum value_kind k
 {
     struct opt *opt = opts_lookup(opts, key);
     if (opt) {
-        free(opt->value);
+        free_value(opt->value);
     } else {
         if (opts->count == opts->capacity) {
             opts->capacity = opts->capacity ? opts->capacity * 2 : 8;
@@ -179,6 +186,18 @@ char *opts_take(struct opts *opts, const char *key)
     struct opt taken = remove_at(opts, (size_t)(opt - opts->items));
     free(taken.key);
     return taken.value;
+}
+
+const char *opts_key(const struct opts *opts, size_t index)
+{
+    return index < opts->count ? opts->items[index].key : NULL;
+}
+
+void opts_copy(struct opts *opts, const struct opts *from, const char *key)
+{
+    const struct opt *opt = opts_lookup(from, key);
+
+    opts_put(opts, key, xstrdup(opt->value), opt->kind);
 }
 
 bool opts_del(struct opts *opts, const char *key)

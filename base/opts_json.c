@@ -9,6 +9,7 @@
 #include "opts_internal.h"
 
 #include <base/compiler.h>
+#include <base/utf8.h>
 
 #include <errno.h>
 #include <inttypes.h>
@@ -140,8 +141,8 @@ static json_t *to_json_value(const struct opt *opt)
     case VALUE_NULL: return json_null();
     case VALUE_TEXT: break;
     }
-    json_t *string = json_string(opt->value);
-    return string ? string : json_string("?"); /* a file name may be any bytes, JSON text may not */
+    AUTO_FREE char *text = utf8_clean(opt->value); /* a file name may be any bytes, JSON text may not */
+    return json_string(text);
 }
 
 json_t *opts_json_value(const struct opts *opts, const char *key)

@@ -201,6 +201,25 @@ int opts_enum(struct opts *opts, const struct opt_desc *table, const char *key, 
     return ret;
 }
 
+int opts_read(struct opts *opts, const struct opt_desc *table, void *into, struct error **errp)
+{
+    int ret = 0;
+
+    for (const struct opt_desc *desc = table; ret >= 0 && desc->name; desc++) {
+        void *place = desc->at ? (char *)into + desc->at - 1 : NULL;
+        if (!place)
+            continue;
+        switch (desc->type) {
+        case OPT_STRING: ret = opts_string(opts, table, desc->name, place, errp); break;
+        case OPT_BOOL: ret = opts_bool(opts, table, desc->name, place, errp); break;
+        case OPT_NUMBER: ret = opts_number(opts, table, desc->name, place, errp); break;
+        case OPT_SIZE: ret = opts_size(opts, table, desc->name, place, errp); break;
+        case OPT_ENUM: ret = opts_enum(opts, table, desc->name, place, errp); break;
+        }
+    }
+    return ret < 0 ? ret : 0;
+}
+
 int opts_validate(const struct opts *opts, const struct opt_desc *table, struct error **errp)
 {
     for (size_t i = 0; i < opts->count; i++) {

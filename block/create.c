@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Creating images: the protocol makes the file, the format writes its layout into it. What a failed step leaves behind is
- * removed, where this call made it.
+ * Creating images: the protocol makes the file, the format writes its layout into it. What a failed step leaves behind
+ * is removed, where this call made it.
  */
 #include "open.h"
+#include "perm.h"
 
 #include <base/compiler.h>
 #include <block/image.h>
+#include <block/module.h>
 #include <errno.h>
 #include <sys/stat.h>
 
@@ -38,16 +40,24 @@ static coroutine_fn struct blk_node *co_make_file(const struct blk_driver *proto
     }
     if (protocol->co_create(&create, errp) < 0)
         return NULL;
-    return blk_co_open_node(filename, NULL, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, true, NULL, errp);
+    struct blk_node *file = blk_co_open_node(filename, NULL, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, true, NULL, errp);
+    /* Until the image is whole nobody else opens it for writing, and nobody's image is overwritten. */
+    if (file && blk_perm_pin(file, BLK_PERM_WRITE | BLK_PERM_RESIZE, errp) < 0) {
+        blk_co_node_unref(file);
+        return NULL;
+    }
+    return file;
 }
 
 coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
                                struct error **errp)
 {
-    const struct blk_driver *driver = blk_driver_find(format);
+    const struct blk_driver *driver = blk_module_load(format, NULL, errp) < 0 ? NULL : blk_driver_find(format);
     const struct blk_driver *protocol;
     struct stat before;
 
+    if (!driver && errp && *errp)
+        return -EINVAL;
     if (!driver)
         return error_set(errp, -EINVAL, "Unknown file format '%s'", format);
     if (!driver->co_create)

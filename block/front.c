@@ -1,15 +1,37 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Front ends: life, policy, accounting, and the coroutine forms of requests, which all go through blk_submit(). */
+#include "drain.h"
 #include "front_internal.h"
 #include "graph.h"
+#include "links.h"
+#include "perm.h"
 
 #include <base/coroutine.h>
+#include <base/epoch.h>
 #include <block/image.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- life ---- */
+
+static void free_front(struct blk_front *front)
+{
+    co_cond_finish(&front->released);
+    co_cond_finish(&front->settled);
+    pthread_mutex_destroy(&front->drain_lock);
+    epoch_domain_unref(front->epoch);
+    free(front->name);
+    free(front);
+}
+
+void front_ref(struct blk_front *front) { front->references++; }
+
+void front_unref(struct blk_front *front)
+{
+    if (--front->references == 0)
+        free_front(front);
+}
 
 struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigned perm, unsigned shared,
                                 struct error **errp)
@@ -19,6 +41,8 @@ struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigne
     if (!front)
         abort();
     memset(front, 0, sizeof(*front));
+    front->references = 1;
+    front->epoch = epoch_domain_new();
     front->name = xstrdup(name ? name : "");
     front->node = blk_node_ref(node);
     front->open_flags = node->open_flags;
@@ -27,14 +51,12 @@ struct blk_front *blk_front_new(const char *name, struct blk_node *node, unsigne
     pthread_mutex_init(&front->drain_lock, NULL);
     co_cond_init(&front->released);
     co_cond_init(&front->settled);
+    front->size_reported = blk_node_size(node);
     front->root = blk_child_attach(NULL, front, "root", node);
     if (blk_perm_set_child(front->root, perm, shared, errp) < 0) {
+        blk_drain_forget_front(front);
         blk_child_detach(front->root)->references--; /* the caller still holds its own */
-        co_cond_finish(&front->released);
-        co_cond_finish(&front->settled);
-        pthread_mutex_destroy(&front->drain_lock);
-        free(front->name);
-        free(front);
+        front_unref(front);
         return NULL;
     }
     return front;
@@ -44,16 +66,22 @@ coroutine_fn int blk_co_front_free(struct blk_front *front)
 {
     if (!front)
         return 0;
-    blk_co_front_settle(front);
+    front->events = NULL;
+    /* Who frees it inside a drained section of his own would wait for himself: its last requests go first. */
+    if (blk_drain_is_ours(front))
+        blk_drain_forget_front(front);
+    front_co_wait_for_all(front);
     int ret = blk_front_writable(front) ? blk_front_co_flush(front) : 0;
     blk_co_front_settle(front);
+    blk_drain_forget_front(front);
     int close_ret = blk_co_node_unref(blk_child_detach(front->root));
-    co_cond_finish(&front->released);
-    co_cond_finish(&front->settled);
-    pthread_mutex_destroy(&front->drain_lock);
-    free(front->name);
-    free(front);
+    front_unref(front);
     return ret < 0 ? ret : close_ret;
+}
+
+int blk_front_set_perm(struct blk_front *front, unsigned perm, unsigned shared, struct error **errp)
+{
+    return blk_perm_set_child(front->root, perm, shared, errp);
 }
 
 /* ---- what it is ---- */
@@ -85,20 +113,52 @@ enum blk_on_error blk_front_on_error(const struct blk_front *front, bool is_read
     enum blk_on_error policy = is_read ? front->on_read_error : front->on_write_error;
 
     if (policy == BLK_ON_ERROR_ENOSPC)
-        return error == -ENOSPC ? BLK_ON_ERROR_STOP : BLK_ON_ERROR_REPORT;
+        policy = error == -ENOSPC ? BLK_ON_ERROR_STOP : BLK_ON_ERROR_REPORT;
+    if (front->events && front->events->failed)
+        front->events->failed(front->events_arg, is_read, error, policy);
     return policy;
+}
+
+/* ---- what the owner wants to hear of ---- */
+
+void blk_front_set_events(struct blk_front *front, const struct blk_front_events *events, void *arg)
+{
+    front->events = events;
+    front->events_arg = arg;
+}
+
+void front_report_drained(struct blk_front *front, bool held)
+{
+    if (front->events && front->events->drained)
+        front->events->drained(front->events_arg, held);
+}
+
+void front_report_medium(struct blk_front *front)
+{
+    if (front->events && front->events->medium_changed)
+        front->events->medium_changed(front->events_arg);
+}
+
+void front_report_size(struct blk_front *front)
+{
+    uint64_t size = blk_node_size(front->node);
+
+    if (size == front->size_reported)
+        return;
+    front->size_reported = size;
+    if (front->events && front->events->resized)
+        front->events->resized(front->events_arg, size);
 }
 
 /* ---- accounting ---- */
 
-struct front_lane *front_lane(struct blk_front *front)
+_Thread_local unsigned front_lane_of_thread = FRONT_LANES;
+
+void front_choose_lane(void)
 {
     static atomic_uint threads;
-    static _Thread_local unsigned lane = FRONT_LANES;
 
-    if (unlikely(lane == FRONT_LANES))
-        lane = MIN(atomic_fetch_add(&threads, 1u), FRONT_LANES - 1u);
-    return &front->lanes[lane];
+    front_lane_of_thread = MIN(atomic_fetch_add(&threads, 1u), FRONT_LANES - 1u);
 }
 
 static uint64_t get(const _Atomic uint64_t *counter) { return atomic_load_explicit(counter, memory_order_relaxed); }
@@ -112,9 +172,12 @@ void blk_front_stats(const struct blk_front *front, struct blk_stats *stats)
             stats->operations[op] += get(&lane->operations[op]);
             stats->bytes[op] += get(&lane->bytes[op]);
             stats->failed[op] += get(&lane->failed[op]);
+            stats->invalid[op] += get(&lane->invalid[op]);
+            stats->time_ns[op] += get(&lane->time_ns[op]);
         }
         stats->mapped += get(&lane->mapped);
         stats->slow += get(&lane->slow);
+        stats->last_ns = MAX(stats->last_ns, get(&lane->last_ns));
     }
 }
 
@@ -198,10 +261,20 @@ coroutine_fn int blk_front_co_flush(struct blk_front *front)
 coroutine_fn int blk_front_co_truncate(struct blk_front *front, uint64_t size, bool exact, const char *prealloc,
                                        struct error **errp)
 {
-    if (!blk_front_writable(front))
-        return error_set(errp, -EACCES, "Image is read-only");
-    blk_co_drain_begin(front->node);
-    int ret = blk_co_truncate(front->node, size, exact, prealloc, errp);
-    blk_drain_end(front->node);
+    blk_co_changes_lock();
+    struct blk_node *node = blk_node_ref(front->node);
+    bool may_resize = front->root->perm & BLK_PERM_RESIZE;
+    int ret = blk_front_writable(front) ? 0 : error_set(errp, -EACCES, "Image is read-only");
+    if (ret == 0 && !may_resize)
+        ret = blk_front_set_perm(front, front->root->perm | BLK_PERM_RESIZE, front->root->shared, errp);
+    if (ret == 0) {
+        blk_co_drain_begin(node);
+        ret = blk_co_truncate(node, size, exact, prealloc, errp);
+        blk_drain_end(node);
+        if (!may_resize) /* less than before: cannot fail */
+            blk_front_set_perm(front, front->root->perm & ~(unsigned)BLK_PERM_RESIZE, front->root->shared, NULL);
+    }
+    blk_co_node_unref(node);
+    blk_changes_unlock();
     return ret;
 }

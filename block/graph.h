@@ -13,10 +13,12 @@ struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *fr
                                    struct blk_node *node);
 /* Unlinks and returns the node, whose reference is the caller's again. */
 struct blk_node *blk_child_detach(struct blk_child *child);
-/* Calls fn for every node that is open. */
-void blk_node_each(void (*fn)(struct blk_node *node, void *arg), void *arg);
-
-/* Asks for permissions of one parent on a node, then on all that lies below. Leaves everything as it was on failure. */
-int blk_perm_set_child(struct blk_child *child, unsigned perm, unsigned shared, struct error **errp);
-/* After a child went: what remains may need less. */
-void blk_perm_refresh(struct blk_node *node);
+/* The main loop changes a node's list of parents under this lock; others hold it while they walk up. It is a leaf. */
+void blk_links_lock(void);
+void blk_links_unlock(void);
+/* A filter that says nothing else has its child's size and limits. */
+void blk_filter_follow(struct blk_node *node);
+/* The node may have another size now: parents that follow their child's take it over, and front ends hear of it. */
+void blk_node_report_size(struct blk_node *node);
+/* By a node that is open, or opens. Nodes that close do not count. */
+bool blk_node_name_taken(const char *name);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The name of an open node, as info and map print it: the plain file name where opening that shows the same content,
+ * The name of an open node, as info and map print it: the plain file name if opening that shows the same content,
  * else json:{…} with all that the content depends on.
  *
  * It is made of the graph and the options that OPT_CONTENT marks, so how a node was opened (by name, prefix, options,
@@ -68,7 +68,7 @@ static void collect(const char *key, const char *value, void *arg)
 
 /* ---- plain names ---- */
 
-/* NULL where there is none. Depth is that of the graph. The caller frees it. */
+/* A name that opens the image again; NULL if there is none. Depth is that of the graph. The caller frees it. */
 static char *plain_name(const struct blk_node *node)
 {
     const struct blk_driver *driver = node->driver;
@@ -82,7 +82,7 @@ static char *plain_name(const struct blk_node *node)
         return below ? xasprintf("%s%s", driver->name_prefix, below) : NULL;
     }
     if (driver->flags & BLK_DRIVER_PROTOCOL)
-        return content.file_name ? xstrdup(content.file_name) : NULL;
+        return content.file_name ? blk_path_as_file(content.file_name) : NULL;
     /* A format above a format would be probed as one of them only. */
     bool bare = node->file && ((node->file->driver->flags & BLK_DRIVER_PROTOCOL) || node->file->driver->name_prefix);
     return bare && (driver->flags & BLK_DRIVER_FORMAT) ? plain_name(node->file) : NULL;
@@ -131,7 +131,7 @@ void blk_node_name_file(struct blk_node *node)
     if (node->filename)
         return;
     json_t *object = to_json(node);
-    char *text = json_dumps(object, JSON_PRESERVE_ORDER);
+    char *text = json_dumps(object, JSON_PRESERVE_ORDER | JSON_ENSURE_ASCII);
     node->filename = xasprintf("json:%s", text ? text : "{}");
     free(text);
     json_decref(object);

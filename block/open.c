@@ -3,14 +3,17 @@
  * Opening nodes by name and options.
  *
  * One road for everybody: a file name or json:{} becomes flat options; common keys become BLK_O_ flags; without a
- * `driver` the protocol node is opened first and its content probed; then the driver opens the node, and what it did not take from
- * the options is refused by name. A failure at any step closes what the steps before opened.
+ * `driver` the protocol node is opened first and its content probed; then the driver opens the node, and what it did
+ * not take from the options is refused by name. A failure at any step closes what the steps before opened.
  */
+#include "drain.h"
 #include "graph.h"
 #include "open.h"
+#include "perm.h"
 
 #include <base/compiler.h>
 #include <block/image.h>
+#include <block/module.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -117,7 +120,7 @@ static int take_detect_zeroes(struct opts *opts, unsigned *flags, struct error *
 }
 
 /* Common keys to BLK_O_ flags. */
-static int take_flags(struct opts *opts, unsigned *flags, struct error **errp)
+int blk_take_flags(struct opts *opts, unsigned *flags, struct error **errp)
 {
     int ret = flag_option(opts, "read-only", BLK_O_RDWR, true, flags, errp);
 
@@ -151,6 +154,21 @@ static void take_no_backing(struct opts *opts, unsigned *flags)
     json_decref(value);
     opts_del(opts, "backing");
     *flags |= BLK_O_NO_BACKING;
+}
+
+/* A name; a null says no more than nothing at all. */
+static char *take_name(struct opts *opts, const char *key)
+{
+    json_t *value = opts_json_value(opts, key);
+    bool null = json_is_null(value);
+
+    json_decref(value);
+    char *text = opts_take(opts, key);
+    if (null) {
+        free(text);
+        text = NULL;
+    }
+    return text;
 }
 
 /* ---- which driver ---- */
@@ -199,6 +217,9 @@ const struct blk_driver *blk_protocol_for(const char *filename, struct error **e
 
     if (!blk_path_has_protocol(filename))
         return protocol_for_path(filename, errp);
+    AUTO_FREE char *prefix = strndup(filename, strcspn(filename, ":"));
+    if (blk_module_load(NULL, prefix, errp) < 0)
+        return NULL;
     blk_driver_each(try_prefix, &best);
     if (!best.driver)
         error_set(errp, -EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"), filename);
@@ -249,12 +270,32 @@ static coroutine_fn void co_drop_half_open(struct blk_node *node)
     blk_node_free(node);
 }
 
+/* A filter without an open of its own has its child, and nothing else. */
+static coroutine_fn int co_open_filter(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
+{
+    const char *role = node->driver->child_role ? node->driver->child_role : "file";
+    int ret = blk_co_open_child(node, role, opts, node->filename, flags, false, errp);
+
+    if (ret < 0)
+        return ret;
+    node->file = blk_node_child(node, role);
+    blk_filter_follow(node);
+    return 0;
+}
+
+static coroutine_fn int co_call_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
+{
+    if (node->driver->co_open)
+        return node->driver->co_open(node, opts, flags, errp);
+    return node->driver->flags & BLK_DRIVER_FILTER ? co_open_filter(node, opts, flags, errp) : 0;
+}
+
 /* Opens a node whose driver is known. opts (everything but driver and node-name) is consumed. */
 static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *driver, const char *name,
                                                   const char *filename, struct opts *opts, unsigned flags,
                                                   struct blk_node *opened_for, struct error **errp)
 {
-    if (name && blk_node_find(name)) {
+    if (name && blk_node_name_taken(name)) {
         error_set(errp, -EEXIST, "Duplicate nodes with node-name='%s'", name);
         return NULL;
     }
@@ -268,7 +309,7 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
         ret = set_protocol_filename(driver, filename, opts, errp);
     given = opts_clone(opts);
     if (ret == 0)
-        ret = driver->co_open(node, opts, flags, errp);
+        ret = co_call_open(node, opts, flags, errp);
     node->opened_for = NULL;
     if (ret < 0) {
         if (errp && !*errp)
@@ -277,6 +318,7 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
         co_drop_half_open(node);
         return NULL;
     }
+    blk_drain_node_opened(node);
     opts_set(given, "driver", driver->name);
     node->options = given;
     blk_node_name_file(node);
@@ -287,16 +329,17 @@ static coroutine_fn struct blk_node *co_open_with(const struct blk_driver *drive
     return node;
 }
 
-/* Opens the protocol node below a format that has to be probed and finds the format. Leaves opts with file=NODE-NAME; the node is
- * the caller's to drop. */
+/* Opens the protocol node below a format that has to be probed and finds the format. Leaves opts with file=NODE-NAME;
+ * the node is the caller's to drop. *own: it was opened here, and not found by its name. */
 static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, struct opts *opts, unsigned flags,
                                                        struct blk_node *opened_for, const struct blk_driver **driver,
-                                                       struct error **errp)
+                                                       bool *own, struct error **errp)
 {
     struct opts *file_opts = opts_take_prefix(opts, "file");
-    char *reference = opts_take(opts, "file");
+    char *reference = take_name(opts, "file");
     struct blk_node *file = NULL;
 
+    *own = !reference;
     if (reference) {
         file = blk_node_find(reference);
         if (file)
@@ -321,6 +364,16 @@ static coroutine_fn struct blk_node *co_open_and_probe(const char *filename, str
     return file;
 }
 
+int blk_refuse_guess(const char *filename, struct error **errp)
+{
+    return error_set(
+        errp, -EINVAL,
+        "The format of '%s' is not named, and is not guessed below a disk that is written: a guest may have "
+        "made it look like another. Name it (backing.driver=FORMAT), or record it in the image (qemu-img "
+        "rebase -u -F FORMAT)",
+        filename ? filename : "");
+}
+
 static void overlay_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
 
 /* json:{…} as options, with what was given beside it on top. Replaces *opts. */
@@ -340,7 +393,8 @@ static int unfold_json(const char *filename, struct opts **opts, struct error **
     return 0;
 }
 
-/* A protocol opened by its name alone is what a format's "file" child wants; elsewhere the format above it is probed. */
+/* A protocol opened by its name alone is what a format's "file" child wants; elsewhere the format above it is
+ * probed. */
 coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struct opts *given, unsigned flags,
                                                bool want_protocol, struct blk_node *opened_for, struct error **errp)
 {
@@ -348,18 +402,21 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
     struct blk_node *node = NULL, *file = NULL;
     const struct blk_driver *driver = NULL;
     char *driver_name = NULL, *name = NULL;
+    bool own_file = false;
 
     if (filename && strncmp(filename, "json:", 5) == 0) {
         if (unfold_json(filename, &opts, errp) < 0)
             goto out;
         filename = NULL;
     }
-    driver_name = opts_take(opts, "driver");
-    name = opts_take(opts, "node-name");
-    if (take_flags(opts, &flags, errp) < 0)
+    driver_name = take_name(opts, "driver");
+    name = take_name(opts, "node-name");
+    if (blk_take_flags(opts, &flags, errp) < 0)
         goto out;
     take_no_backing(opts, &flags);
     if (driver_name) {
+        if (blk_module_load(driver_name, NULL, errp) < 0)
+            goto out;
         driver = blk_driver_find(driver_name);
         if (!driver) {
             error_set(errp, -EINVAL, "Unknown driver '%s'", driver_name);
@@ -369,8 +426,11 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
         driver = find_protocol(filename, opts, errp);
         if (!driver)
             goto out;
+    } else if (flags & BLK_O_NO_PROBE) {
+        blk_refuse_guess(filename, errp);
+        goto out;
     } else {
-        file = co_open_and_probe(filename, opts, flags, opened_for, &driver, errp);
+        file = co_open_and_probe(filename, opts, flags, opened_for, &driver, &own_file, errp);
         if (!file)
             goto out;
         flags |= BLK_O_PROBED;
@@ -378,6 +438,8 @@ coroutine_fn struct blk_node *blk_co_open_node(const char *filename, const struc
             filename = file->filename;
     }
     node = co_open_with(driver, name, filename, opts, flags, opened_for, errp);
+    if (node && own_file)
+        list_first(&file->parents, struct blk_child, in_node)->follows = true;
 out:
     blk_co_node_unref(file);
     free(driver_name);
@@ -397,11 +459,13 @@ coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opt
 unsigned blk_child_flags(const char *role, unsigned flags)
 {
     flags &= ~(unsigned)(BLK_O_PROBED | BLK_O_DETECT_MASK);
+    if (strcmp(role, "backing") == 0 && (flags & BLK_O_RDWR) && !(flags & BLK_O_CHECK)) /* check writes no disk */
+        flags |= BLK_O_NO_PROBE;
     if (strcmp(role, "backing") == 0)
         return flags &
                ~(unsigned)(BLK_O_RDWR | BLK_O_DSYNC | BLK_O_UNMAP | BLK_O_RESIZE | BLK_O_CHECK | BLK_O_AUTO_RDONLY);
     /* Formats decide themselves what to discard; what they do decide shall reach the host. */
-    return (flags & ~(unsigned)BLK_O_NO_BACKING) | BLK_O_UNMAP;
+    return (flags & ~(unsigned)(BLK_O_NO_BACKING | BLK_O_NO_PROBE)) | BLK_O_UNMAP;
 }
 
 static char *real_name(const char *filename)
@@ -420,8 +484,7 @@ static int refuse_loops(struct blk_node *parent, const char *filename, struct er
     for (struct blk_node *above = parent; above; above = above->opened_for) {
         AUTO_FREE char *name = real_name(above->filename);
         if (++depth > MAX_DEPTH)
-            return error_set(errp, -ELOOP, "The backing chain of '%s' is longer than %d images",
-                             filename ? filename : "?", MAX_DEPTH);
+            return error_set(errp, -ELOOP, "The backing chain is longer than %d images", MAX_DEPTH);
         if (wanted && name && strcmp(wanted, name) == 0)
             return error_set(errp, -ELOOP, "Backing file '%s' creates an infinite loop.", filename);
     }
@@ -432,11 +495,13 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
                                    unsigned flags, bool optional, struct error **errp)
 {
     struct opts *child_opts = opts_take_prefix(opts, role);
-    char *reference = opts_take(opts, role);
+    char *reference = take_name(opts, role);
     struct blk_node *node = NULL;
     int ret = -EINVAL;
     bool want_protocol = strcmp(role, "backing") != 0;
 
+    if (!want_protocol && !blk_node_writable(parent)) /* nor is it, if its file could only be opened read-only */
+        flags &= ~(unsigned)BLK_O_RDWR;
     if (reference) {
         node = blk_node_find(reference);
         if (node)
@@ -463,8 +528,10 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
         parent->open_flags &= ~(unsigned)BLK_O_RDWR;
     }
     struct blk_child *child = blk_child_attach(parent, NULL, role, node);
-    ret = blk_perm_set_child(child, (parent->open_flags & BLK_O_NO_IO) ? 0 : BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL,
-                             errp);
+    child->follows = !reference;
+    blk_co_perm_wait(parent);
+    /* Now, before the driver changes a byte: what it does by itself is in its rules. */
+    ret = blk_perm_attach(child, errp);
     if (ret < 0)
         blk_co_node_unref(blk_child_detach(child));
 out:

@@ -12,6 +12,8 @@ bool blk_path_has_protocol(const char *name)
     return name[length] == ':';
 }
 
+char *blk_path_as_file(const char *path) { return xasprintf("%s%s", blk_path_has_protocol(path) ? "./" : "", path); }
+
 char *blk_path_combine(const char *base, const char *name)
 {
     if (name[0] == '/' || blk_path_has_protocol(name))

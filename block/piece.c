@@ -3,14 +3,15 @@
  * One piece of a request at a protocol node (piece.h).
  *
  * The node says how offsets, lengths and memory must be aligned (O_DIRECT). Memory that is not goes through a bounce
- * buffer; a read that is not reads the blocks around it; a write that is not is a read-modify-write of one block, which is
- * registered as a tracked range first, so that no other write to that block is lost.
+ * buffer; a read that is not reads the blocks around it; a write that is not is a read-modify-write of one block, which
+ * is registered as a tracked range first, so that no other write to that block is lost.
  */
 #include "piece.h"
 #include "tracked.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
+#include <base/testpoint.h>
 #include <block/iov.h>
 #include <errno.h>
 #include <limits.h>
@@ -232,6 +233,7 @@ static coroutine_fn int co_rewrite_block(const struct blk_target *t, const struc
     int ret = co_submit_buffer(&block, BLK_OP_READ, 0, buffer);
     if (ret < 0)
         return ret;
+    testpoint_co("block-rewrite-read");
     iov_to_buffer(iov, iov_count, done, buffer + head, t->length);
     return co_submit_buffer(&block, BLK_OP_WRITE, flags, buffer);
 }
@@ -250,14 +252,16 @@ coroutine_fn int piece_co_write_tracked(const struct piece_again *again, const s
         blk_co_tracked_rewrite(t->node, &tracked, align_down(t->offset, alignment), alignment);
     else
         blk_co_tracked_write(t->node, &tracked, t->offset, t->length);
-    unsigned token = epoch_enter(loop);
+    unsigned *token = epoch_enter(again->top->epoch, loop);
     blk_walk(again->top, again->op, again->flags, again->offset, t->length, &now);
     if (now.kind != BLK_DATA || now.node != t->node || now.offset != t->offset || now.length != t->length)
         *length = 0;
+    else if (again->op == BLK_OP_WRITE_ZEROES)
+        ret = piece_co_submit(t, again->op, again->flags, NULL, 0);
     else
         ret = rewrite ? co_rewrite_block(t, iov, iov_count, done, again->flags)
                       : piece_co_write(t, iov, iov_count, done, again->flags);
-    epoch_exit(loop, token);
+    epoch_exit(token);
     blk_tracked_end(t->node, &tracked);
     return ret;
 }

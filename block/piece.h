@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Private to block/: one piece of a coroutine's request at a protocol node: alignment, bounce buffers, read-modify-write.
- * The functions without `tracked` in their name are called inside the epoch in which *t was walked.
+ * Private to block/: one piece of a coroutine's request at a protocol node: alignment, bounce buffers,
+ * read-modify-write. The functions without `tracked` in their name are called inside the epoch in which *t was walked.
  */
 #pragma once
 
@@ -42,7 +42,7 @@ struct piece_again {
     unsigned flags;
     uint64_t offset;
 };
-/* A write that is not plain: outside any epoch. Takes the tracked range, walks again, and writes where the target is still the
- * same; *length is 0 where it is not (repeat the request). */
+/* A write, or whole blocks of zeroes, that is not plain: outside any epoch. Takes the tracked range, walks again, and
+ * writes where the target is still the same; *length is 0 where it is not (repeat the request). */
 coroutine_fn int piece_co_write_tracked(const struct piece_again *again, const struct blk_target *t, uint64_t *length,
                                         const struct iovec *iov, int iov_count, uint64_t done);

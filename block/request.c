@@ -2,15 +2,18 @@
 /*
  * Requests on nodes in straight-line code: what the mapped path (submit.c) hands over, and what formats and jobs do.
  *
- * Each turn of a loop takes the next piece: walks `map` inside an epoch; plain data goes to the protocol node in the same
- * epoch; where a driver has to act, the epoch is left first, because drivers wait. Metadata that is not in memory is loaded and
- * the walk repeated.
+ * Each turn of a loop takes the next piece: walks `map` inside an epoch; plain data goes to the protocol node in the
+ * same epoch; where a driver has to act, the epoch is left first, because drivers wait. Metadata that is not in memory
+ * is loaded and the walk repeated.
  */
+#include "graph.h"
 #include "piece.h"
 #include "walk.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
+#include <base/crew.h>
+#include <base/testpoint.h>
 #include <block/iov.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -27,6 +30,47 @@ static coroutine_fn int co_load_cold(const struct blk_target *t, enum blk_op op)
 }
 
 static bool is_cold(const struct blk_target *t) { return t->kind == BLK_SLOW && (t->flags & BLK_EXTENT_COLD); }
+
+/* Drivers wait, so they are called outside the epoch, where what a format has mapped holds no longer. So if the one
+ * that has to act is below such a format (a filter, or another format), the format is to act in its place: *t becomes
+ * that. Inside the epoch. False: what is mapped has changed since the walk, which has to be repeated. */
+static bool find_actor(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                       struct blk_target *t)
+{
+    while (node != t->node) {
+        struct blk_extent extent = { .length = length };
+        if (!node->driver->map && (node->driver->flags & BLK_DRIVER_FILTER)) {
+            node = node->file;
+            continue;
+        }
+        if (!node->driver->map)
+            return false;
+        node->driver->map(node, op, flags, offset, length, &extent);
+        if (extent.kind == BLK_DATA && extent.child && (node->driver->flags & BLK_DRIVER_REMAPS)) {
+            *t = (struct blk_target){
+                .kind = BLK_SLOW, .node = node, .offset = offset, .length = extent.length, .asked_length = length
+            };
+            return true;
+        }
+        if (extent.kind == BLK_DATA && extent.child) {
+            node = extent.child;
+            offset = extent.child_offset;
+        } else if (extent.kind == BLK_ABSENT && node->backing) {
+            node = node->backing;
+        } else {
+            return false;
+        }
+        length = extent.length;
+    }
+    return true;
+}
+
+/* The same for a walk from `node` that has ended in *t. */
+static bool settle_actor(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                         struct blk_target *t)
+{
+    return t->kind != BLK_SLOW || t->node == node || is_cold(t) || find_actor(node, op, flags, offset, length, t);
+}
 
 static coroutine_fn int co_read_slow(const struct blk_target *t, const struct iovec *iov, int iov_count, uint64_t done)
 {
@@ -55,13 +99,17 @@ coroutine_fn int blk_co_readv(struct blk_node *node, uint64_t offset, uint64_t l
     iov_zero(iov, iov_count, inside, length - inside);
     while (done < inside && ret == 0) {
         struct loop *loop = loop_current();
-        unsigned token = epoch_enter(loop);
+        unsigned *token = epoch_enter(node->epoch, loop);
         blk_walk(node, BLK_OP_READ, 0, offset + done, inside - done, &t);
+        testpoint_co("block-read-mapped");
         if (t.kind == BLK_DATA)
             ret = piece_co_read(&t, iov, iov_count, done);
         else if (t.kind == BLK_ZERO)
             iov_zero(iov, iov_count, done, t.length);
-        epoch_exit(loop, token);
+        bool settled = settle_actor(node, BLK_OP_READ, 0, offset + done, inside - done, &t);
+        epoch_exit(token);
+        if (!settled)
+            continue;
         if (t.kind == BLK_SLOW) {
             ret = co_read_slow(&t, iov, iov_count, done);
             if (is_cold(&t))
@@ -87,37 +135,45 @@ static int check_change(struct blk_node *node, uint64_t offset, uint64_t length)
         return -EPERM;
     if (offset > INT64_MAX || length > INT64_MAX - offset)
         return -EFBIG;
-    if (!(node->driver->flags & BLK_DRIVER_GROWS) && !range_inside(offset, length, blk_node_size(node)))
+    if (!range_inside(offset, length, blk_node_size(node)) && !blk_node_grows(node))
         return -EIO;
     return 0;
 }
 
-/* One piece of a write, *length bytes at the most; says in *length how many it did, 0 where the walk has to be repeated. */
+/* One piece of a write, *length bytes at the most; says in *length how many it did, 0 where the walk has to be
+ * repeated. */
 static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, uint64_t *length,
                                        const struct iovec *iov, int iov_count, uint64_t done, unsigned flags)
 {
     struct loop *loop = loop_current();
-    unsigned token = epoch_enter(loop);
+    unsigned *token = epoch_enter(node->epoch, loop);
     struct blk_target t;
     int ret = 0;
 
     blk_walk(node, BLK_OP_WRITE, flags, offset, *length, &t);
+    testpoint_co("block-write-mapped");
+    if (t.kind == BLK_DATA && (flags & BLK_REQ_ABSENT_ONLY)) {
+        *length = t.length; /* there already */
+        epoch_exit(token);
+        return 0;
+    }
     if (t.kind == BLK_DATA) {
         piece_limit_write(&t);
         *length = t.length;
         if (piece_is_plain(&t)) {
             ret = piece_co_write(&t, iov, iov_count, done, flags);
-            epoch_exit(loop, token);
+            epoch_exit(token);
             return ret;
         }
-        epoch_exit(loop, token);
+        epoch_exit(token);
         struct piece_again again = { .top = node, .op = BLK_OP_WRITE, .flags = flags, .offset = offset };
         return piece_co_write_tracked(&again, &t, length, iov, iov_count, done);
     }
-    epoch_exit(loop, token);
-    if (is_cold(&t)) {
+    bool settled = settle_actor(node, BLK_OP_WRITE, flags, offset, *length, &t);
+    epoch_exit(token);
+    if (!settled || is_cold(&t)) {
         *length = 0;
-        return co_load_cold(&t, BLK_OP_WRITE);
+        return settled ? co_load_cold(&t, BLK_OP_WRITE) : 0;
     }
     if (!t.node->driver->co_write)
         return -ENOTSUP;
@@ -130,12 +186,25 @@ static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, u
     return ret;
 }
 
+/* Not a matter of what is mapped where: the format has to do it. */
+static coroutine_fn int co_write_compressed(struct blk_node *node, uint64_t offset, uint64_t length,
+                                            const struct iovec *iov, int iov_count, unsigned flags)
+{
+    while ((node->driver->flags & BLK_DRIVER_FILTER) && !node->driver->map && !node->driver->co_write)
+        node = node->file;
+    return node->driver->co_write_compressed
+               ? node->driver->co_write_compressed(node, offset, length, iov, iov_count, flags)
+               : -ENOTSUP;
+}
+
 coroutine_fn int blk_co_writev(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
                                int iov_count, unsigned flags)
 {
     uint64_t done = 0;
     int ret = check_change(node, offset, length);
 
+    if (ret == 0 && (flags & BLK_REQ_COMPRESSED))
+        return co_write_compressed(node, offset, length, iov, iov_count, flags);
     while (done < length && ret == 0) {
         uint64_t piece = length - done;
         ret = co_write_piece(node, offset + done, &piece, iov, iov_count, done, flags);
@@ -172,7 +241,7 @@ static coroutine_fn int co_write_zero_buffers(struct blk_node *node, uint64_t of
 static coroutine_fn int co_zeroes_piece(struct blk_node *node, uint64_t offset, uint64_t *length, unsigned flags)
 {
     struct loop *loop = loop_current();
-    unsigned token = epoch_enter(loop);
+    unsigned *token = epoch_enter(node->epoch, loop);
     struct blk_target t;
     int ret;
 
@@ -180,10 +249,16 @@ static coroutine_fn int co_zeroes_piece(struct blk_node *node, uint64_t offset, 
     if (t.kind == BLK_DATA) {
         piece_limit_zeroes(&t);
         *length = t.length;
-        ret = piece_is_plain(&t) ? piece_co_submit(&t, BLK_OP_WRITE_ZEROES, flags, NULL, 0) : -ENOTSUP;
-        epoch_exit(loop, token);
+        bool fits = blk_range_fits(&t.node->limits, BLK_OP_WRITE_ZEROES, t.offset, t.length);
+        bool plain = piece_is_plain(&t);
+        ret = fits && plain ? piece_co_submit(&t, BLK_OP_WRITE_ZEROES, flags, NULL, 0) : -ENOTSUP;
+        epoch_exit(token);
+        if (fits && !plain) {
+            struct piece_again again = { .top = node, .op = BLK_OP_WRITE_ZEROES, .flags = flags, .offset = offset };
+            ret = piece_co_write_tracked(&again, &t, length, NULL, 0, 0);
+        }
     } else {
-        epoch_exit(loop, token);
+        epoch_exit(token);
         if (is_cold(&t)) {
             *length = 0;
             return co_load_cold(&t, BLK_OP_WRITE_ZEROES);
@@ -215,7 +290,7 @@ coroutine_fn int blk_co_write_zeroes(struct blk_node *node, uint64_t offset, uin
 static coroutine_fn int co_discard_piece(struct blk_node *node, uint64_t offset, uint64_t *length)
 {
     struct loop *loop = loop_current();
-    unsigned token = epoch_enter(loop);
+    unsigned *token = epoch_enter(node->epoch, loop);
     struct blk_target t;
     int ret = 0;
 
@@ -224,9 +299,9 @@ static coroutine_fn int co_discard_piece(struct blk_node *node, uint64_t offset,
         *length = t.length;
         if (piece_limit_discard(&t, length))
             ret = piece_co_submit(&t, BLK_OP_DISCARD, 0, NULL, 0);
-        epoch_exit(loop, token);
+        epoch_exit(token);
     } else {
-        epoch_exit(loop, token);
+        epoch_exit(token);
         if (is_cold(&t)) {
             *length = 0;
             return co_load_cold(&t, BLK_OP_DISCARD);
@@ -256,23 +331,54 @@ coroutine_fn int blk_co_discard(struct blk_node *node, uint64_t offset, uint64_t
 
 /* ---- flush ---- */
 
+struct flushed_child {
+    struct blk_node *node;
+    int ret;
+};
+
+static coroutine_fn int co_flush_child(void *arg, size_t index)
+{
+    struct flushed_child *child = (struct flushed_child *)arg + index;
+
+    child->ret = blk_co_flush(child->node);
+    return 0; /* the others are flushed too */
+}
+
+/* All that the node may have written to, at once, also if one of them fails. */
+static coroutine_fn int co_flush_children(struct blk_node *node)
+{
+    const struct blk_child *link;
+    size_t count = 0, children = 0;
+    int ret = 0;
+
+    list_for_each(link, &node->children, in_parent)
+        children++;
+    AUTO_FREE struct flushed_child *child = xcalloc(children + 1, sizeof(*child));
+    list_for_each(link, &node->children, in_parent) {
+        if (blk_node_writable(link->node))
+            child[count++].node = link->node;
+    }
+    co_crew(count, (unsigned)count, co_flush_child, child);
+    for (size_t i = 0; i < count && ret == 0; i++)
+        ret = child[i].ret;
+    return ret;
+}
+
 coroutine_fn int blk_co_flush(struct blk_node *node)
 {
     struct loop *loop = loop_current();
-    unsigned token = epoch_enter(loop);
+    unsigned *token = epoch_enter(node->epoch, loop);
     struct blk_target t;
     int ret;
 
     blk_walk(node, BLK_OP_FLUSH, 0, 0, 0, &t);
     if (t.kind == BLK_DATA) {
         ret = piece_co_submit(&t, BLK_OP_FLUSH, 0, NULL, 0);
-        epoch_exit(loop, token);
+        epoch_exit(token);
         return ret;
     }
-    epoch_exit(loop, token);
-    if (t.node->driver->co_flush)
-        return t.node->driver->co_flush(t.node);
-    return t.node->file ? blk_co_flush(t.node->file) : 0;
+    epoch_exit(token);
+    return t.node->driver->co_flush ? t.node->driver->co_flush(t.node) : co_flush_children(t.node);
 }
 
 /* ---- resize ---- */
@@ -285,7 +391,12 @@ coroutine_fn int blk_co_truncate(struct blk_node *node, uint64_t size, bool exac
     if (size > INT64_MAX)
         return error_set(errp, -EFBIG, "Required too big image size, it must be not greater than %lld",
                          (long long)INT64_MAX);
-    if (!node->driver->co_truncate)
+    struct blk_node *actor = node;
+    while (!actor->driver->co_truncate && (actor->driver->flags & BLK_DRIVER_FILTER))
+        actor = actor->file;
+    if (!actor->driver->co_truncate)
         return error_set(errp, -ENOTSUP, "Image format driver does not support resize");
-    return node->driver->co_truncate(node, size, exact, prealloc, errp);
+    int ret = actor->driver->co_truncate(actor, size, exact, prealloc, errp);
+    blk_node_report_size(actor); /* filters above take it over */
+    return ret;
 }

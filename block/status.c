@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Block status: `map`, with cold metadata loaded, through the layers of a chain. There is no second notion of it: `img-tool
- * map`, sparse copies and dirty ranges all ask here.
+ * Block status: `map`, with cold metadata loaded, through the layers of a chain. There is no second notion of it:
+ * `img-tool map`, sparse copies and dirty ranges all ask here.
  */
 #include "walk.h"
 
@@ -20,13 +20,15 @@ coroutine_fn int blk_co_map(struct blk_node *node, uint64_t offset, uint64_t len
     *extent = (struct blk_extent){ .kind = BLK_DATA, .length = length, .child_offset = offset };
     if (node->driver->co_extent)
         return node->driver->co_extent(node, offset, length, extent);
+    if (!node->driver->map && (node->driver->flags & BLK_DRIVER_FILTER))
+        blk_extent_pass(extent, node->file, offset, length);
     if (!node->driver->map)
         return 0;
     for (;;) {
         struct loop *loop = loop_current();
-        unsigned token = epoch_enter(loop);
+        unsigned *token = epoch_enter(node->epoch, loop);
         node->driver->map(node, BLK_OP_READ, 0, offset, length, extent);
-        epoch_exit(loop, token);
+        epoch_exit(token);
         if (extent->kind != BLK_SLOW || !(extent->flags & BLK_EXTENT_COLD))
             return 0;
         int ret = node->driver->co_load(node, BLK_OP_READ, offset, length);

@@ -6,9 +6,10 @@
  * buffers, or a few where the extents lie apart; reads of zeroes are filled in here. No coroutine, no lock, no copy; no
  * allocation either (parts come from a free list of this thread, which grows only until it is as long as ever needed).
  *
- * Invariants: everything from the first `map` to the last completion lies between epoch_enter() and epoch_exit(), so what
- * was mapped stays what it was. A write that meets a node with tracked ranges, a front end that is held back, bytes that are not
- * aligned: none of them is for here, request_co() takes them over.
+ * Invariants: everything from the first `map` to the last completion lies between epoch_enter() and epoch_exit(), so
+ * what was mapped stays what it was. A write that meets a node with tracked ranges, a front end that is held back,
+ * bytes that are not aligned, or more than the node takes at once: none of them is for here, request_co() takes them
+ * over.
  */
 #include "front_internal.h"
 #include "walk.h"
@@ -70,12 +71,49 @@ static void part_put(struct part *part)
 
 /* ---- completion ---- */
 
+static void io_task(struct loop_task *task)
+{
+    struct blk_io *io = container_of(task, struct blk_io, task);
+
+    io->done(io, io->result);
+}
+
+static void io_post(struct loop_post *post)
+{
+    struct blk_io *io = container_of(post, struct blk_io, post);
+
+    io->done(io, io->result);
+}
+
+void blk_io_complete(struct blk_io *io, int result)
+{
+    io->result = result;
+    if (loop_current() == io->loop) {
+        io->task.fn = io_task;
+        loop_defer(io->loop, &io->task);
+    } else {
+        io->post.fn = io_post;
+        loop_post(io->loop, &io->post);
+    }
+}
+
 static void submit_slow(struct blk_request *request);
+
+/* From the epoch to the slow way, where it is counted before the epoch is left: who waits for all of the front end's
+ * requests, to free it, overlooks none in between. */
+static void leave_for_slow(struct blk_request *request)
+{
+    unsigned *epoch = request->epoch;
+
+    submit_slow(request);
+    epoch_exit(epoch);
+}
 
 /* Accounting comes before whatever lets a drain go on: the front end may be gone after that. */
 static void account(struct blk_request *request, int result)
 {
     struct front_lane *lane = front_lane(request->front);
+    uint64_t now = loop_coarse_ns(request->loop);
 
     if (likely(result == 0)) {
         lane_add(&lane->operations[request->op], 1);
@@ -83,6 +121,8 @@ static void account(struct blk_request *request, int result)
     } else {
         lane_add(&lane->failed[request->op], 1);
     }
+    lane_add(&lane->time_ns[request->op], now - request->start_ns);
+    atomic_store_explicit(&lane->last_ns, now, memory_order_relaxed);
     TRACE3(request_done, request, request->op, result);
 }
 
@@ -92,12 +132,11 @@ static void single_done(struct blk_io *io, int result)
 
     /* The host cannot zero or discard: the slow way writes zeroes, or does nothing. */
     if (unlikely(result == -ENOTSUP) && (request->op == BLK_OP_WRITE_ZEROES || request->op == BLK_OP_DISCARD)) {
-        epoch_exit(request->loop, request->epoch);
-        submit_slow(request);
+        leave_for_slow(request);
         return;
     }
     account(request, result);
-    epoch_exit(request->loop, request->epoch);
+    epoch_exit(request->epoch);
     request->done(request, result);
 }
 
@@ -111,7 +150,7 @@ static void part_done(struct blk_io *io, int result)
         request->result = result;
     if (--request->parts == 0) {
         account(request, request->result);
-        epoch_exit(request->loop, request->epoch);
+        epoch_exit(request->epoch);
         request->done(request, request->result);
     }
 }
@@ -131,11 +170,48 @@ static void complete_later(struct blk_request *request, int result)
     loop_defer(request->loop, &request->task);
 }
 
+/* ---- at the door ---- */
+
+enum admission { ADMITTED, NOTHING_TO_DO, OUTSIDE, READ_ONLY };
+
+/* The front end is not held, and cannot be while this is asked: the request is in an epoch, or counted. */
+static inline enum admission admit(const struct blk_front *front, const struct blk_request *request)
+{
+    if (unlikely(!range_inside(request->offset, request->length, blk_node_size(front->node))))
+        return OUTSIDE;
+    if (unlikely(blk_is_change(request->op) && !(front->open_flags & BLK_O_RDWR)))
+        return READ_ONLY;
+    if (unlikely(request->length == 0 && request->op != BLK_OP_FLUSH))
+        return NOTHING_TO_DO;
+    if (request->op == BLK_OP_DISCARD && !(front->open_flags & BLK_O_UNMAP))
+        return NOTHING_TO_DO;
+    return ADMITTED;
+}
+
+/* The result of a request that was not admitted, which counts as done or as invalid. */
+static int settle_at_the_door(struct blk_request *request, enum admission admission)
+{
+    if (admission == NOTHING_TO_DO) {
+        account(request, 0);
+        return 0;
+    }
+    lane_add(&front_lane(request->front)->invalid[request->op], 1);
+    return admission == OUTSIDE ? -EIO : -EPERM;
+}
+
 /* ---- the slow way ---- */
+
+/* What a write asks that no mapping can answer. */
+#define NOT_FOR_MAP (BLK_REQ_ABSENT_ONLY | BLK_REQ_COMPRESSED)
 
 static bool wants_zero_detection(const struct blk_request *request)
 {
-    return request->op == BLK_OP_WRITE && (request->front->open_flags & BLK_O_DETECT_MASK);
+    return (request->front->open_flags & BLK_O_DETECT_MASK) && !(request->flags & NOT_FOR_MAP);
+}
+
+static bool is_special_write(const struct blk_request *request)
+{
+    return request->op == BLK_OP_WRITE && (wants_zero_detection(request) || (request->flags & NOT_FOR_MAP));
 }
 
 static bool iov_is_zero(const struct iovec *iov, int iov_count)
@@ -166,14 +242,25 @@ static coroutine_fn int co_perform(struct blk_request *r)
     }
 }
 
+/* The disk may have become smaller, or read-only, while the request waited. */
+static coroutine_fn int co_admitted(struct blk_request *request)
+{
+    enum admission admission = admit(request->front, request);
+
+    if (admission != ADMITTED)
+        return settle_at_the_door(request, admission);
+    int result = co_perform(request);
+    account(request, result);
+    return result;
+}
+
 static coroutine_fn void request_co(void *arg)
 {
     struct blk_request *request = arg;
     struct blk_front *front = request->front;
 
     front_co_enter_slow(front);
-    int result = co_perform(request);
-    account(request, result);
+    int result = co_admitted(request);
     front_leave_slow(front);
     if (request->parts == SLOW_STARTING) {
         request->parts = SLOW_ENDED;
@@ -200,7 +287,7 @@ static inline bool target_takes(const struct blk_target *t, enum blk_op op)
 {
     if (unlikely(t->kind != BLK_DATA))
         return false;
-    if (unlikely(!blk_request_aligned(&t->node->limits, t->offset, t->length)))
+    if (unlikely(!blk_range_fits(&t->node->limits, op, t->offset, t->length)))
         return false;
     /* A rewrite in progress below: its tracked ranges decide (tracked.c). */
     return likely(!blk_is_change(op) || atomic_load_explicit(&t->node->tracking, memory_order_relaxed) == 0);
@@ -250,7 +337,7 @@ static bool submit_parts(struct blk_request *request, struct blk_target *first)
         part->io.done = part_done;
         part->io.iov = part->iov;
         part->io.iov_count = iov_slice(request->iov, request->iov_count, done, t->length, part->iov, PART_IOV);
-        if (part->io.iov_count < 0 || !blk_memory_aligned(&t->node->limits, part->iov, part->io.iov_count)) {
+        if (part->io.iov_count < 0 || !blk_iov_fits(&t->node->limits, part->iov, part->io.iov_count)) {
             while (data_parts > 0)
                 part_put(parts[--data_parts]);
             return false;
@@ -265,7 +352,7 @@ static bool submit_parts(struct blk_request *request, struct blk_target *first)
     request->parts = data_parts;
     if (data_parts == 0) {
         account(request, 0);
-        epoch_exit(request->loop, request->epoch);
+        epoch_exit(request->epoch);
         complete_later(request, 0);
     }
     for (unsigned i = 0; i < data_parts; i++)
@@ -283,7 +370,7 @@ static inline bool submit_mapped(struct blk_request *request)
         return submit_parts(request, &target);
     if (!target_takes(&target, request->op))
         return false;
-    if (unlikely(!blk_memory_aligned(&target.node->limits, request->iov, request->iov_count)))
+    if (unlikely(!blk_iov_fits(&target.node->limits, request->iov, request->iov_count)))
         return false;
     prepare_io(&request->io, request, &target);
     request->io.iov = request->iov;
@@ -293,15 +380,6 @@ static inline bool submit_mapped(struct blk_request *request)
     return true;
 }
 
-static int check_request(const struct blk_front *front, const struct blk_request *request)
-{
-    if (!range_inside(request->offset, request->length, blk_node_size(front->node)))
-        return -EIO;
-    if (blk_is_change(request->op) && !(front->open_flags & BLK_O_RDWR))
-        return -EPERM;
-    return 0;
-}
-
 void blk_submit(struct blk_front *front, struct blk_request *request)
 {
     struct loop *loop = loop_current();
@@ -309,6 +387,7 @@ void blk_submit(struct blk_front *front, struct blk_request *request)
     request->front = front;
     request->loop = loop;
     request->result = 0;
+    request->start_ns = loop_coarse_ns(loop);
     if (request->op == BLK_OP_READ || request->op == BLK_OP_FLUSH) {
         request->flags = 0;
     } else if (!atomic_load_explicit(&front->write_cache, memory_order_relaxed)) {
@@ -318,24 +397,20 @@ void blk_submit(struct blk_front *front, struct blk_request *request)
         request->iov_count = 0;
     TRACE4(request_start, request, request->op, request->offset, request->length);
 
-    int ret = check_request(front, request);
-    bool nothing = request->length == 0 && request->op != BLK_OP_FLUSH;
-    if (request->op == BLK_OP_DISCARD && !(front->open_flags & BLK_O_UNMAP))
-        nothing = true;
-    if (unlikely(ret < 0 || nothing)) {
-        account(request, ret);
-        complete_later(request, ret);
-        return;
+    /* Inside the epoch, with the gate open, the graph stays what it is; else the slow way looks once it is let in. */
+    request->epoch = epoch_enter(front->epoch, loop);
+    if (likely(atomic_load_explicit(&front->gate, memory_order_acquire) == 0)) {
+        enum admission admission = admit(front, request);
+        if (likely(admission == ADMITTED) && likely(!is_special_write(request)) && submit_mapped(request)) {
+            lane_add(&front_lane(front)->mapped, 1);
+            return;
+        }
+        if (unlikely(admission != ADMITTED)) {
+            int result = settle_at_the_door(request, admission);
+            epoch_exit(request->epoch);
+            complete_later(request, result);
+            return;
+        }
     }
-    if (unlikely(wants_zero_detection(request))) {
-        submit_slow(request);
-        return;
-    }
-    request->epoch = epoch_enter(loop);
-    if (likely(atomic_load_explicit(&front->held, memory_order_acquire) == 0 && submit_mapped(request))) {
-        lane_add(&front_lane(front)->mapped, 1);
-        return;
-    }
-    epoch_exit(loop, request->epoch);
-    submit_slow(request);
+    leave_for_slow(request);
 }

@@ -42,7 +42,7 @@ static coroutine_fn uint64_t co_register(struct blk_node *node, struct blk_track
 coroutine_fn void blk_co_tracked_rewrite(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,
                                          uint64_t length)
 {
-    epoch_co_wait(co_register(node, tracked, offset, length));
+    blk_co_epoch_wait(node, co_register(node, tracked, offset, length));
 }
 
 coroutine_fn void blk_co_tracked_write(struct blk_node *node, struct blk_tracked *tracked, uint64_t offset,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Private to block/: the walk, from a node down `map` to where the bytes are. The one primitive under the mapped path, the
- * coroutine path and block status. From memory only; the caller is between epoch_enter() and epoch_exit() for as
+ * Private to block/: the walk, from a node down `map` to where the bytes are. The one primitive under the mapped path,
+ * the coroutine path and block status. From memory only; the caller is between epoch_enter() and epoch_exit() for as
  * long as it uses the result.
  */
 #pragma once
@@ -26,6 +26,10 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
     target->flags = 0;
     for (;;) {
         if (!node->driver->map) {
+            if (node->driver->flags & BLK_DRIVER_FILTER) {
+                node = node->file;
+                continue;
+            }
             target->kind = node->driver->flags & BLK_DRIVER_PROTOCOL ? BLK_DATA : BLK_SLOW;
             target->asked_length = length;
             break;
@@ -46,7 +50,8 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
             offset = extent.child_offset;
             continue;
         }
-        /* Only reads look below, and only reads may be answered with "zeroes": a change there is this driver's business. */
+        /* Only reads look below, and only reads may be answered with "zeroes": a change there is this driver's
+         * business. */
         if (op != BLK_OP_READ) {
             extent.kind = BLK_SLOW;
         } else if (extent.kind == BLK_ABSENT) {
@@ -67,11 +72,19 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
     target->length = length;
 }
 
-/* May this go to the protocol node as it is? */
-static inline bool blk_request_aligned(const struct blk_limits *limits, uint64_t offset, uint64_t length)
+/* May this range go to the protocol node as it is? A flush has none. */
+static inline bool blk_range_fits(const struct blk_limits *limits, enum blk_op op, uint64_t offset, uint64_t length)
 {
-    return ((offset | length) & (limits->request_alignment - 1)) == 0 &&
-           (!limits->max_transfer || length <= limits->max_transfer);
+    uint64_t alignment = limits->request_alignment, max = limits->max_transfer;
+
+    if (unlikely(op == BLK_OP_DISCARD)) {
+        alignment = MAX(alignment, limits->discard_alignment);
+        max = limits->max_discard;
+    } else if (unlikely(op == BLK_OP_WRITE_ZEROES)) {
+        alignment = MAX(alignment, limits->zeroes_alignment);
+        max = limits->max_zeroes;
+    }
+    return ((offset | length) & (alignment - 1)) == 0 && (!max || length <= max);
 }
 
 static inline bool blk_memory_aligned(const struct blk_limits *limits, const struct iovec *iov, int iov_count)
@@ -83,6 +96,12 @@ static inline bool blk_memory_aligned(const struct blk_limits *limits, const str
     for (int i = 0; i < iov_count; i++)
         bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
     return (bits & mask) == 0;
+}
+
+/* And these pieces of memory? */
+static inline bool blk_iov_fits(const struct blk_limits *limits, const struct iovec *iov, int iov_count)
+{
+    return (!limits->max_iov || (uint32_t)iov_count <= limits->max_iov) && blk_memory_aligned(limits, iov, iov_count);
 }
 
 static inline bool blk_is_change(enum blk_op op) { return op != BLK_OP_READ && op != BLK_OP_FLUSH; }

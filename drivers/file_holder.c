@@ -3,6 +3,9 @@
  * Which process holds a lock on an image? The kernel does not say for open-file-description locks (l_pid is -1), but
  * each descriptor's /proc/PID/fdinfo/FD lists the locks on its file. Runs only after a lock was refused; what we may
  * not look at, or what ends meanwhile, is passed over.
+ *
+ * A process that was killed is dying until its descriptors are closed, and its locks may live longer still: requests in
+ * its ring hold the file, and the kernel takes the ring down after the process is gone. Then nobody is found.
  */
 #include "file.h"
 
@@ -12,11 +15,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* PF_EXITING in the kernel: field 9 of /proc/PID/stat has it. */
+#define PROCESS_EXITING 0x4u
 
 /* "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1081367 100 101": the kernel writes "EOF" for an open end. */
 static bool line_covers(const char *line, uint64_t inode, uint64_t byte)
@@ -32,7 +39,7 @@ static bool line_covers(const char *line, uint64_t inode, uint64_t byte)
     return line_inode == inode && first <= byte && byte <= last;
 }
 
-static bool descriptor_holds(int folder, const char *name, uint64_t inode, uint64_t byte)
+static bool lists_lock(int folder, const char *name, uint64_t inode, uint64_t byte)
 {
     char line[256];
     bool holds = false;
@@ -50,7 +57,17 @@ static bool descriptor_holds(int folder, const char *name, uint64_t inode, uint6
     return holds;
 }
 
-static bool process_holds(int pid, int own_fd, uint64_t inode, uint64_t byte)
+/* Inodes of different file systems have the same numbers, and the device in the line is not always what stat() says. */
+static bool is_same_file(int pid, const char *name, const struct stat *file)
+{
+    char path[64];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "/proc/%d/fd/%.16s", pid, name);
+    return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
+}
+
+static bool process_holds(int pid, int own_fd, const struct stat *file, uint64_t byte)
 {
     char path[64];
     bool holds = false;
@@ -64,10 +81,51 @@ static bool process_holds(int pid, int own_fd, uint64_t inode, uint64_t byte)
             continue;
         if (pid == getpid() && atoi(entry->d_name) == own_fd)
             continue;
-        holds = descriptor_holds(dirfd(folder), entry->d_name, inode, byte);
+        holds = lists_lock(dirfd(folder), entry->d_name, file->st_ino, byte) && is_same_file(pid, entry->d_name, file);
     }
     closedir(folder);
     return holds;
+}
+
+/* Looks for a line of /proc/PID/status and reads the hexadecimal number in it. */
+static uint64_t status_number(int pid, const char *key)
+{
+    char path[64], line[256];
+    uint64_t value = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof(line), f)) {
+        if (strncmp(line, key, strlen(key)) == 0) {
+            value = strtoull(line + strlen(key), NULL, 16);
+            break;
+        }
+    }
+    fclose(f);
+    return value;
+}
+
+/* Was it killed, or is it ending by itself? */
+static bool is_dying(int pid)
+{
+    char path[64], text[512] = "", state;
+    unsigned flags;
+
+    if (status_number(pid, "SigPnd:") & 1u << (SIGKILL - 1))
+        return true;
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return true;
+    size_t length = fread(text, 1, sizeof(text) - 1, f);
+    fclose(f);
+    text[length] = '\0';
+    const char *fields = strrchr(text, ')'); /* the name before it may have anything in it */
+    if (!fields || sscanf(fields, ") %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
+        return false;
+    return (flags & PROCESS_EXITING) || state == 'Z' || state == 'X';
 }
 
 static void process_name(int pid, char *name, size_t size)
@@ -84,23 +142,25 @@ static void process_name(int pid, char *name, size_t size)
     fclose(f);
 }
 
-int file_find_holder(int fd, uint64_t byte, char *name, size_t name_size)
+bool file_find_holder(int fd, uint64_t byte, struct file_holder *holder)
 {
     struct stat st;
-    int holder = 0;
 
+    *holder = (struct file_holder){ 0 };
     if (fstat(fd, &st) < 0)
-        return 0;
+        return false;
     DIR *proc = opendir("/proc");
     if (!proc)
-        return 0;
-    for (struct dirent *entry; !holder && (entry = readdir(proc));) {
+        return false;
+    for (struct dirent *entry; (!holder->pid || holder->dying) && (entry = readdir(proc));) {
         int pid = isdigit((unsigned char)entry->d_name[0]) ? atoi(entry->d_name) : 0;
-        if (pid > 0 && process_holds(pid, fd, st.st_ino, byte))
-            holder = pid;
+        if (pid > 0 && process_holds(pid, fd, &st, byte)) {
+            holder->pid = pid;
+            holder->dying = is_dying(pid);
+        }
     }
     closedir(proc);
-    if (holder)
-        process_name(holder, name, name_size);
-    return holder;
+    if (holder->pid)
+        process_name(holder->pid, holder->name, sizeof(holder->name));
+    return holder->pid;
 }

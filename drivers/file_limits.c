@@ -101,9 +101,8 @@ static bool try_read(int fd, uint8_t *buffer, size_t length)
 }
 
 /* Smallest request and memory alignment with which a read works; 0 where none does. */
-static int try_reads(struct blk_node *node, uint32_t *request, uint32_t *memory)
+static int try_reads(const struct file_state *s, uint32_t *request, uint32_t *memory)
 {
-    struct file_state *s = node->state;
     uint8_t *buffer;
 
     *request = *memory = 0;
@@ -121,15 +120,13 @@ static int try_reads(struct blk_node *node, uint32_t *request, uint32_t *memory)
     return 0;
 }
 
-static int probe_direct(struct blk_node *node, struct error **errp)
+static int probe_direct(const struct file_state *s, uint64_t size, struct blk_limits *limits, struct error **errp)
 {
-    struct file_state *s = node->state;
-    struct blk_limits *limits = &node->limits;
     int block = 0;
 
     if (ask_statx(s->fd, &limits->request_alignment, &limits->memory_alignment))
         return 0;
-    int ret = try_reads(node, &limits->request_alignment, &limits->memory_alignment);
+    int ret = try_reads(s, &limits->request_alignment, &limits->memory_alignment);
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not probe the O_DIRECT alignment");
     if (!limits->request_alignment || !limits->memory_alignment) {
@@ -139,7 +136,7 @@ static int probe_direct(struct blk_node *node, struct error **errp)
     }
     if (s->block_device && ioctl(s->fd, BLKSSZGET, &block) == 0 && block > 0 && is_power_of_two((unsigned)block))
         limits->request_alignment = (uint32_t)block;
-    else if (blk_node_size(node) < MAX_DIRECT)
+    else if (size < MAX_DIRECT)
         limits->request_alignment = MAX_DIRECT; /* nothing there to try on */
     else
         limits->request_alignment = MAX(limits->request_alignment, device_block_size(s->fd));
@@ -148,10 +145,8 @@ static int probe_direct(struct blk_node *node, struct error **errp)
 
 /* ---- topology ---- */
 
-static void probe_block_device(struct blk_node *node)
+static void probe_block_device(const struct file_state *s, struct blk_limits *limits)
 {
-    struct file_state *s = node->state;
-    struct blk_limits *limits = &node->limits;
     int logical = 0;
     unsigned value;
 
@@ -168,10 +163,8 @@ static void probe_block_device(struct blk_node *node)
         limits->discard_alignment = limits->zeroes_alignment = limits->logical_block;
 }
 
-int file_probe_limits(struct blk_node *node, struct error **errp)
+int file_probe_limits(const struct file_state *s, uint64_t size, struct blk_limits *limits, struct error **errp)
 {
-    struct file_state *s = node->state;
-    struct blk_limits *limits = &node->limits;
     struct stat st;
 
     limits->request_alignment = 1;
@@ -181,12 +174,12 @@ int file_probe_limits(struct blk_node *node, struct error **errp)
     limits->discard_alignment = 1;
     limits->zeroes_alignment = 1;
     if (s->direct) {
-        int ret = probe_direct(node, errp);
+        int ret = probe_direct(s, size, limits, errp);
         if (ret < 0)
             return ret;
     }
     if (s->block_device) {
-        probe_block_device(node);
+        probe_block_device(s, limits);
     } else if (fstat(s->fd, &st) == 0) {
         if (s->direct)
             limits->logical_block = limits->request_alignment;

@@ -2,8 +2,9 @@
 /*
  * Creating files, and making them longer or shorter.
  *
- * An image that somebody uses is not touched: the locks of a writer are taken before the first byte goes. A step that
- * fails puts the old size back, or removes a file that was not there before. What may take long runs in a worker.
+ * An image that somebody uses is not touched, file or device: the locks of a writer are taken before the first byte
+ * goes. A step that fails puts the old size back, or removes a file that was not there before. What may take long runs
+ * in a worker.
  */
 #include "file.h"
 
@@ -183,11 +184,13 @@ coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exa
         return check_device_resize(node, size, exact, resize.prealloc, errp);
     if (!exact && size <= blk_node_size(node) && resize.prealloc == PREALLOC_OFF)
         return 0;
+    file_ahead_trim(node);
     ret = co_resize(&resize, errp);
     struct error *ignored = NULL;
     if (file_refresh_size(node, ret < 0 ? &ignored : errp) < 0 && ret == 0)
         ret = -EIO;
     error_free(ignored);
+    file_ahead_trim(node); /* there is nothing to cut off; growing goes on from the new size */
     return ret;
 }
 
@@ -254,7 +257,7 @@ static void advise(int fd, const struct make *make)
 static coroutine_fn int co_make(int fd, const char *path, const struct make *make, struct error **errp)
 {
     struct resize resize = { .fd = fd, .size = make->size, .prealloc = make->prealloc };
-    unsigned locked = 0, unshared = 0;
+    struct file_locks locks = { 0 };
     struct stat st;
 
     if (fstat(fd, &st) < 0)
@@ -262,8 +265,8 @@ static coroutine_fn int co_make(int fd, const char *path, const struct make *mak
     if (!S_ISREG(st.st_mode))
         return error_set(errp, -EINVAL, "'file' driver requires '%s' to be a regular file", path);
     if (file_lock_supported(fd)) {
-        int ret = file_lock_change(fd, path, BLK_PERM_WRITE | BLK_PERM_RESIZE, BLK_PERM_ALL & ~BLK_PERM_RESIZE, true,
-                                   &locked, &unshared, errp);
+        int ret = file_lock_prepare(fd, path, &locks, BLK_PERM_WRITE | BLK_PERM_RESIZE, BLK_PERM_ALL & ~BLK_PERM_RESIZE,
+                                    true, errp);
         if (ret < 0)
             return ret;
     }
@@ -294,8 +297,27 @@ coroutine_fn int file_co_create(struct blk_create *create, struct error **errp)
     return ret;
 }
 
-/* A device is there already: its size counts. Where no format does so later (size 0 here), its first sector is cleared,
- * so that nothing probes what was on it. */
+/* A device is there already, and QEMU says of it that it cannot be made. */
+static int open_device(const char *path, struct error **errp)
+{
+    struct file_locks locks = { 0 };
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    int ret = fd < 0 ? error_set_errno(errp, -errno, "Could not open '%s'", path) : 0;
+
+    if (ret == 0 && file_lock_supported(fd))
+        ret = file_lock_prepare(fd, path, &locks, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE | BLK_PERM_RESIZE,
+                                BLK_PERM_ALL, true, errp);
+    if (ret == 0)
+        return fd;
+    error_prepend(errp,
+                  "Protocol driver 'host_device' does not support image creation, and opening the image failed: ");
+    if (fd >= 0)
+        close(fd);
+    return ret;
+}
+
+/* Its size counts. If no format does so later (size 0 here), its first sector is cleared, so that nothing probes what
+ * was on it. */
 static int make_device(int fd, uint64_t size, struct error **errp)
 {
     static const uint8_t zeroes[BLK_SECTOR_SIZE];
@@ -317,10 +339,11 @@ coroutine_fn int host_device_co_create(struct blk_create *create, struct error *
 
     if (prealloc && strcmp(prealloc, "off") != 0)
         return error_set(errp, -ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    int fd = open_device(path, errp);
     if (fd < 0)
-        return error_set_errno(errp, -errno, "Could not create '%s'", path);
+        return fd;
     int ret = make_device(fd, create->size, errp);
+    file_lock_drop(fd);
     if (close(fd) < 0 && errno != EINTR && ret == 0)
         ret = error_set_errno(errp, -errno, "Could not create '%s'", path);
     return ret;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Requests on a file or device that move no data: a list of steps (punch, zero, allocate, sync), one nibble each in
- * blk_io.scratch, so that a discard with FUA or a zeroing that grows the file needs no memory of its own. A step that the
- * host turns out not to support is remembered and the list is made anew without it; where no list is left the answer
- * is -ENOTSUP, and the core falls back. Nothing here allocates.
+ * blk_io.scratch, so that a discard with FUA or a zeroing that grows the file needs no memory of its own. A step that
+ * the host turns out not to support is remembered and the list is made anew without it; where no list is left the
+ * answer is -ENOTSUP, and the core falls back. Nothing here allocates.
+ *
+ * On tmpfs a short step is made here and now, as transfers are (file_submit.c).
  */
 #include "file_io.h"
 
@@ -35,7 +37,8 @@ static uint64_t then(uint64_t steps, enum step next)
 static uint64_t plan_zeroes(struct blk_io *io)
 {
     struct file_state *s = file_of(io);
-    bool grows = io->offset + io->length > blk_node_size(io->node);
+    bool grows = io->offset + io->length > blk_node_size(io->node) &&
+                 atomic_load_explicit(&s->grown, memory_order_relaxed) == UINT64_MAX;
 
     /* The kernel zeroes whole blocks of a device only. */
     if (s->block_device && !is_aligned(io->offset | io->length, io->node->limits.zeroes_alignment))
@@ -77,7 +80,8 @@ static int plan(struct blk_io *io)
             return -ENOTSUP;
         sync |= s->dsync; /* O_DSYNC is about write(), not about fallocate() */
     }
-    if (sync && !s->no_flush)
+    /* In memory there is nothing to sync, and the kernel's fdatasync() cannot fail. */
+    if (sync && !s->no_flush && !s->in_memory)
         steps = then(steps, STEP_SYNC);
     io->scratch[FILE_IO_STEPS] = steps;
     return steps != 0;
@@ -98,16 +102,22 @@ static bool remember_unsupported(struct file_state *s, enum step step)
     return flag;
 }
 
-static int synced(struct file_state *s, int result)
+void file_sync_failed(struct file_state *s, int error)
 {
     int none = 0;
 
+    if (!s->direct)
+        atomic_compare_exchange_strong_explicit(&s->flush_error, &none, error, memory_order_relaxed,
+                                                memory_order_relaxed);
+}
+
+static int synced(struct file_state *s, int result)
+{
     /* /dev/null and its like have nothing to sync. */
     if (s->char_device && (result == -EINVAL || result == -EROFS))
         result = 0;
-    if (result < 0 && !s->direct)
-        atomic_compare_exchange_strong_explicit(&s->flush_error, &none, result, memory_order_relaxed,
-                                                memory_order_relaxed);
+    if (result < 0)
+        file_sync_failed(s, result);
     if (result == 0 && s->dsync)
         atomic_store_explicit(&s->dsync_settled, true, memory_order_relaxed);
     return result;
@@ -179,14 +189,21 @@ static void step_work(struct pool_work *work)
 {
     struct blk_io *io = container_of(work, struct blk_io, work);
 
-    io->scratch[FILE_IO_RESULT] = (uint64_t)(int64_t)run_step(io, (enum step)io->scratch[FILE_IO_STEP]);
+    io->result = run_step(io, (enum step)io->scratch[FILE_IO_STEP]);
 }
 
 static void step_worked(struct pool_work *work)
 {
     struct blk_io *io = container_of(work, struct blk_io, work);
 
-    step_over(io, (int)(int64_t)io->scratch[FILE_IO_RESULT]);
+    step_over(io, io->result);
+}
+
+static void step_deferred(struct loop_task *task)
+{
+    struct blk_io *io = container_of(task, struct blk_io, task);
+
+    step_over(io, io->result);
 }
 
 static void queue_step(struct blk_io *io)
@@ -196,6 +213,12 @@ static void queue_step(struct blk_io *io)
     uint64_t offset, length;
     int mode;
 
+    if (file_is_copy(io)) {
+        io->result = run_step(io, step);
+        io->task.fn = step_deferred;
+        loop_defer(io->loop, &io->task);
+        return;
+    }
     if (step == STEP_BLOCK_DISCARD || !file_uses_ring(io)) {
         io->work.work = step_work;
         io->work.done = step_worked;

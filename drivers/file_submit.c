@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * One request on a file or device: an SQE on the caller's ring, or a worker where there is no ring or aio=threads. On
- * tmpfs a transfer is no more than a copy, but io_uring knows no way to it that surely does not wait and gives each one to
- * a kernel thread, which costs several times the copy. There a plain preadv() or pwritev() is the fast way.
+ * tmpfs a transfer is no more than a copy, but io_uring knows no way to it that surely does not wait and gives each one
+ * to a kernel thread, which costs several times the copy. There a plain preadv() or pwritev() is the fast way.
  *
  * Reads and writes are one operation; what comes back short is continued from there, and a read past the end gives
  * zeroes. The other requests are file_steps.c's. Nothing here allocates.
@@ -10,14 +10,8 @@
 #include "file_io.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <string.h>
 #include <unistd.h>
-
-/* The kernel's own limit is 2 GiB less a page; the rest is continued. */
-#define MAX_PIECE (1u << 30)
-/* The longest copy, some ten microseconds, that the loop's other work waits for. */
-#define MAX_COPY (128u << 10)
 
 /* ---- completion ---- */
 
@@ -29,21 +23,6 @@ void file_grow(struct blk_node *node, uint64_t end)
     while (end > size &&
            !atomic_compare_exchange_weak_explicit(&node->size, &size, end, memory_order_relaxed, memory_order_relaxed))
         ;
-}
-
-static void task_done(struct loop_task *task)
-{
-    struct blk_io *io = container_of(task, struct blk_io, task);
-
-    file_complete(io, (int)(int64_t)io->scratch[FILE_IO_RESULT]);
-}
-
-/* `done` is never called from inside submit. */
-void file_complete_later(struct blk_io *io, int result)
-{
-    io->scratch[FILE_IO_RESULT] = (uint64_t)(int64_t)result;
-    io->task.fn = task_done;
-    loop_defer(io->loop, &io->task);
 }
 
 /* ---- reads and writes ---- */
@@ -78,13 +57,24 @@ static void zero_rest(const struct blk_io *io, uint64_t done)
     }
 }
 
-/* A transfer that was not all: 0 to go on from scratch[FILE_IO_DONE], 1 done, -errno failed. `result`: what the kernel said */
+/* A synchronous write: one that fails may have failed after the copy, in the sync. */
+static bool is_synchronous(const struct blk_io *io)
+{
+    const struct file_state *s = file_of(io);
+
+    return io->op == BLK_OP_WRITE && (s->dsync || ((io->flags & BLK_REQ_FUA) && !s->no_flush));
+}
+
+/* A transfer that was not all: 0 to go on from scratch[FILE_IO_DONE], 1 done, -errno failed. `result`: what the kernel
+ * said */
 static int after_piece(struct blk_io *io, int64_t result)
 {
     struct file_state *s = file_of(io);
 
     if (result == -EINTR || result == -EAGAIN)
         return 0;
+    if (result == -EIO && is_synchronous(io))
+        file_sync_failed(s, -EIO);
     if (result < 0)
         return (int)result;
     io->scratch[FILE_IO_DONE] += (uint64_t)result;
@@ -102,18 +92,19 @@ static int after_piece(struct blk_io *io, int64_t result)
 
 static inline int write_flags(const struct file_state *s, const struct blk_io *io)
 {
-    return io->op == BLK_OP_WRITE && unlikely(io->flags & BLK_REQ_FUA) && !s->dsync && !s->no_flush ? RWF_DSYNC : 0;
+    return io->op == BLK_OP_WRITE && unlikely(io->flags & BLK_REQ_FUA) && !s->dsync && !s->no_flush && !s->in_memory
+               ? RWF_DSYNC
+               : 0;
 }
 
 static inline void queue_one(struct blk_io *io, struct io_uring_sqe *sqe, int fd, void *base, size_t length,
                              uint64_t offset)
 {
-    unsigned bytes = length < MAX_PIECE ? (unsigned)length : MAX_PIECE;
-
+    /* The node's limits keep length and count within what the kernel takes. */
     if (io->op == BLK_OP_READ)
-        io_uring_prep_read(sqe, fd, base, bytes, offset);
+        io_uring_prep_read(sqe, fd, base, (unsigned)length, offset);
     else
-        io_uring_prep_write(sqe, fd, base, bytes, offset);
+        io_uring_prep_write(sqe, fd, base, (unsigned)length, offset);
 }
 
 static __attribute__((noinline)) void queue_vector(struct blk_io *io, struct io_uring_sqe *sqe, int fd)
@@ -121,7 +112,7 @@ static __attribute__((noinline)) void queue_vector(struct blk_io *io, struct io_
     struct iovec piece;
     const struct iovec *iov;
     uint64_t offset = io->offset + io->scratch[FILE_IO_DONE];
-    int count = MIN(rest_of(io, io->scratch[FILE_IO_DONE], &piece, &iov), IOV_MAX);
+    int count = rest_of(io, io->scratch[FILE_IO_DONE], &piece, &iov);
 
     if (count == 1)
         queue_one(io, sqe, fd, iov->iov_base, iov->iov_len, offset);
@@ -174,7 +165,7 @@ static ssize_t transfer(struct blk_io *io)
     struct file_state *s = file_of(io);
     struct iovec piece;
     const struct iovec *iov;
-    int count = MIN(rest_of(io, io->scratch[FILE_IO_DONE], &piece, &iov), IOV_MAX);
+    int count = rest_of(io, io->scratch[FILE_IO_DONE], &piece, &iov);
     off_t offset = (off_t)(io->offset + io->scratch[FILE_IO_DONE]);
     ssize_t ret;
 
@@ -193,14 +184,14 @@ static void transfer_work(struct pool_work *work)
     do {
         ret = after_piece(io, transfer(io));
     } while (ret == 0);
-    io->scratch[FILE_IO_RESULT] = (uint64_t)(int64_t)(ret < 0 ? ret : 0);
+    io->result = ret < 0 ? ret : 0;
 }
 
 static void transfer_worked(struct pool_work *work)
 {
     struct blk_io *io = container_of(work, struct blk_io, work);
 
-    file_complete(io, (int)(int64_t)io->scratch[FILE_IO_RESULT]);
+    file_complete(io, io->result);
 }
 
 /* ---- a copy ---- */
@@ -229,21 +220,22 @@ static __attribute__((noinline)) void copy_now(struct blk_io *io)
     file_complete_later(io, ret < 0 ? ret : 0);
 }
 
-static inline bool copies(const struct blk_io *io)
-{
-    const struct file_state *s = file_of(io);
-
-    return unlikely(s->in_memory) && !s->threads && io->length <= MAX_COPY;
-}
-
 /* ---- the way in ---- */
+
+static inline bool passes_end(const struct blk_io *io)
+{
+    return (io->op == BLK_OP_WRITE || io->op == BLK_OP_WRITE_ZEROES) &&
+           unlikely(io->offset + io->length > atomic_load_explicit(&file_of(io)->grown, memory_order_relaxed));
+}
 
 void file_submit(struct blk_node *node, struct blk_io *io)
 {
     io->scratch[FILE_IO_DONE] = 0;
-    if (unlikely(io->op != BLK_OP_READ && io->op != BLK_OP_WRITE)) {
+    if (passes_end(io)) {
+        file_ahead_of(io);
+    } else if (unlikely(io->op != BLK_OP_READ && io->op != BLK_OP_WRITE)) {
         file_start_steps(io);
-    } else if (copies(io)) {
+    } else if (file_is_copy(io)) {
         copy_now(io);
     } else if (file_uses_ring(io)) {
         io->ring.done = transfer_done;

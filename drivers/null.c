@@ -11,18 +11,33 @@
 #include <string.h>
 
 struct null_state {
-    uint64_t latency_ns;
+    const char *filename; /* while it is opened */
+    uint64_t size, latency_ns;
     bool read_zeroes;
 };
 
 static const struct opt_desc null_options[] = {
-    { .name = "filename", .type = OPT_STRING, .help = "null-co:// or null-aio://" },
-    { .name = "size", .type = OPT_SIZE, .flags = OPT_CONTENT, .def = "1G", .help = "size of the null block" },
+    { .name = "filename",
+      .type = OPT_STRING,
+      .help = "null-co:// or null-aio://",
+      .at = OPT_AT(struct null_state, filename) },
+    { .name = "size",
+      .type = OPT_SIZE,
+      .flags = OPT_CONTENT,
+      .def = "1G",
+      .help = "size of the null block",
+      .at = OPT_AT(struct null_state, size) },
     { .name = "latency-ns",
       .type = OPT_NUMBER,
       .def = "0",
-      .help = "nanoseconds (approximated) to wait before completing request" },
-    { .name = "read-zeroes", .type = OPT_BOOL, .flags = OPT_CONTENT, .def = "off", .help = "return zeroes when read" },
+      .help = "nanoseconds (approximated) to wait before completing request",
+      .at = OPT_AT(struct null_state, latency_ns) },
+    { .name = "read-zeroes",
+      .type = OPT_BOOL,
+      .flags = OPT_CONTENT,
+      .def = "off",
+      .help = "return zeroes when read",
+      .at = OPT_AT(struct null_state, read_zeroes) },
     { 0 },
 };
 
@@ -49,35 +64,18 @@ static int null_aio_parse_filename(const char *filename, struct opts *opts, stru
 static coroutine_fn int null_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
 {
     struct null_state *s = node->state;
-    uint64_t size;
-    const char *filename;
-    int ret = opts_string(opts, null_options, "filename", &filename, errp);
+    int ret = opts_read(opts, null_options, s, errp);
 
-    if (ret >= 0)
-        ret = opts_size(opts, null_options, "size", &size, errp);
-    if (ret >= 0)
-        ret = opts_number(opts, null_options, "latency-ns", &s->latency_ns, errp);
-    if (ret >= 0)
-        ret = opts_bool(opts, null_options, "read-zeroes", &s->read_zeroes, errp);
     if (ret < 0)
         return ret;
     if (s->latency_ns > INT64_MAX)
         return error_set(errp, -EINVAL, "latency-ns is invalid");
-    size = (size + BLK_SECTOR_SIZE - 1) & ~(uint64_t)(BLK_SECTOR_SIZE - 1);
+    uint64_t size = (s->size + BLK_SECTOR_SIZE - 1) & ~(uint64_t)(BLK_SECTOR_SIZE - 1);
     atomic_store_explicit(&node->size, size, memory_order_relaxed);
     node->limits = (struct blk_limits){
         .request_alignment = 1, .memory_alignment = 1, .max_iov = IOV_MAX, .discard_alignment = 1, .zeroes_alignment = 1
     };
     return 0;
-}
-
-static coroutine_fn int null_co_close(struct blk_node *node) { return 0; }
-
-static void task_over(struct loop_task *task)
-{
-    struct blk_io *io = container_of(task, struct blk_io, task);
-
-    io->done(io, 0);
 }
 
 static void timer_over(struct loop_timer *timer)
@@ -101,8 +99,7 @@ static void null_submit(struct blk_node *node, struct blk_io *io)
         *timer = (struct loop_timer){ .fn = timer_over };
         loop_timer_arm(io->loop, timer, loop_now_ns() + s->latency_ns);
     } else {
-        io->task.fn = task_over;
-        loop_defer(io->loop, &io->task);
+        blk_io_complete(io, 0);
     }
 }
 
@@ -136,7 +133,6 @@ static const char *const null_aio_prefixes[] = { "null-aio", NULL };
         .name_prefix = text "://", \
         .parse_filename = id##_parse_filename, \
         .co_open = null_co_open, \
-        .co_close = null_co_close, \
         .submit = null_submit, \
         .co_extent = null_co_extent, \
         .co_allocated_size = null_co_allocated_size, \

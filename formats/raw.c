@@ -2,30 +2,23 @@
 /*
  * raw: the file's bytes are the disk's bytes, from `offset` on, `size` of them. A mapping is an addition.
  *
- * Where nobody said that the image is raw (it was probed and nothing else fitted), a guest could write another
- * format's header into its first sector and have the host follow it, to any file, at the next start. So there, writes
- * that touch the first sector take the slow path, one at a time, and are refused where a format would recognise the
- * sector that they make.
+ * If nobody said that the image is raw (it was probed and nothing else fitted), changes at the edges of the file, which
+ * probes look at, take the slow path through raw_guard.c.
  */
+#include "raw.h"
+
 #include <base/checked.h>
 #include <base/compiler.h>
 #include <block/image.h>
+#include <block/probe.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define GUARDED_BYTES BLK_SECTOR_SIZE
 /* Written as zeroes in a new image: something of the file is allocated then, and alignment can be tried out on it. */
 #define FIRST_BLOCK 4096u
-
-struct raw_state {
-    uint64_t offset;
-    bool fixed_size; /* `size` was given */
-    bool guarded;
-    struct co_mutex guard; /* held over check and write of the first sector */
-};
 
 static const struct opt_desc raw_options[] = {
     { .name = "offset",
@@ -43,7 +36,7 @@ static const struct opt_desc raw_create_options[] = {
 };
 
 /* Fits everything, worse than anything else. */
-static int raw_probe(const uint8_t *data, size_t length) { return 1; }
+static int raw_probe(const struct blk_probe *probe) { return 1; }
 
 /* ---- opening ---- */
 
@@ -52,57 +45,74 @@ static uint64_t whole_sectors(uint64_t size)
     return align_up(size, BLK_SECTOR_SIZE); /* a file's size is below 2^63 */
 }
 
-static int apply_size(struct blk_node *node, uint64_t size, bool size_given, struct error **errp)
+static int take_window(struct opts *opts, struct raw_window *window, struct error **errp)
 {
-    struct raw_state *s = node->state;
+    int ret = opts_size(opts, raw_options, "offset", &window->offset, errp);
+
+    if (ret < 0)
+        return ret;
+    ret = opts_size(opts, raw_options, "size", &window->size, errp);
+    window->fixed_size = ret > 0;
+    return ret < 0 ? ret : 0;
+}
+
+/* Does it fit into the file? A size that was not given becomes what the file has. */
+static int fit_window(const struct blk_node *node, struct raw_window *window, struct error **errp)
+{
     uint64_t file_size = blk_node_size(node->file);
 
-    if (s->offset > file_size)
+    if (window->offset > file_size)
         return error_set(errp, -EINVAL,
                          "Offset (%" PRIu64 ") cannot be greater than size of the containing file (%" PRIu64 ")",
-                         s->offset, file_size);
-    if (size_given && file_size - s->offset < size)
+                         window->offset, file_size);
+    if (window->fixed_size && file_size - window->offset < window->size)
         return error_set(errp, -EINVAL,
                          "The sum of offset (%" PRIu64 ") and size (%" PRIu64
                          ") has to be smaller or equal to the  actual size of the containing file (%" PRIu64 ")",
-                         s->offset, size, file_size);
-    if (size_given && size % BLK_SECTOR_SIZE)
+                         window->offset, window->size, file_size);
+    if (window->fixed_size && window->size % BLK_SECTOR_SIZE)
         return error_set(errp, -EINVAL, "Specified size is not multiple of %u", BLK_SECTOR_SIZE);
-    atomic_store_explicit(&node->size, size_given ? size : whole_sectors(file_size - s->offset), memory_order_relaxed);
+    if (!window->fixed_size)
+        window->size = whole_sectors(file_size - window->offset);
     return 0;
+}
+
+static void use_window(struct blk_node *node, const struct raw_window *window)
+{
+    struct raw_state *s = node->state;
+
+    s->offset = window->offset;
+    s->fixed_size = window->fixed_size;
+    atomic_store_explicit(&node->size, window->size, memory_order_relaxed);
 }
 
 static void warn_probed(const struct blk_node *node)
 {
-    fprintf(
-        stderr,
-        "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
-        "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"
-        "         Specify the 'raw' format explicitly to remove the restrictions.\n",
-        node->file->filename);
+    fprintf(stderr,
+            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+            "will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            node->file->filename);
 }
 
 static coroutine_fn int raw_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
 {
     struct raw_state *s = node->state;
-    uint64_t size = 0;
-    int ret = opts_size(opts, raw_options, "offset", &s->offset, errp);
+    struct raw_window window = { 0 };
+    int ret = take_window(opts, &window, errp);
 
-    if (ret < 0)
-        return ret;
-    ret = opts_size(opts, raw_options, "size", &size, errp);
-    if (ret < 0)
-        return ret;
-    s->fixed_size = ret > 0;
-    ret = blk_co_open_child(node, "file", opts, node->filename, flags, false, errp);
     if (ret == 0)
-        ret = apply_size(node, size, s->fixed_size, errp);
+        ret = blk_co_open_child(node, "file", opts, node->filename, flags, false, errp);
+    if (ret == 0)
+        ret = fit_window(node, &window, errp);
     if (ret < 0)
         return ret;
+    use_window(node, &window);
     node->limits = node->file->limits;
     co_mutex_init(&s->guard);
-    s->guarded = (flags & BLK_O_PROBED) && blk_node_writable(node);
-    if (s->guarded)
+    s->guarded = flags & BLK_O_PROBED;
+    if (s->guarded && blk_node_writable(node))
         warn_probed(node);
     return 0;
 }
@@ -113,6 +123,31 @@ static coroutine_fn int raw_co_close(struct blk_node *node)
 
     co_mutex_finish(&s->guard);
     return 0;
+}
+
+/* ---- reopening ---- */
+
+static coroutine_fn int raw_co_reopen_prepare(struct blk_node *node, struct opts *opts, unsigned flags,
+                                              struct error **errp)
+{
+    struct raw_state *s = node->state;
+    struct raw_window window = { 0 };
+    int ret = take_window(opts, &window, errp);
+
+    if (ret == 0)
+        ret = fit_window(node, &window, errp);
+    if (ret == 0)
+        s->other = window;
+    return ret;
+}
+
+static void raw_reopen_switch(struct blk_node *node)
+{
+    struct raw_state *s = node->state;
+    struct raw_window now = { .offset = s->offset, .size = blk_node_size(node), .fixed_size = s->fixed_size };
+
+    use_window(node, &s->other);
+    s->other = now;
 }
 
 /* Nothing of the file is ours: others may do with it what our parents let them do with us. */
@@ -129,78 +164,35 @@ static void raw_map(struct blk_node *node, enum blk_op op, unsigned flags, uint6
                     struct blk_extent *extent)
 {
     struct raw_state *s = node->state;
+    uint64_t in_file = s->offset + offset;
 
-    extent->length = length;
-    if (unlikely(s->guarded) && op == BLK_OP_WRITE && unlikely(offset < GUARDED_BYTES)) {
+    blk_extent_pass(extent, node->file, in_file, length);
+    bool changes = op != BLK_OP_READ && op != BLK_OP_FLUSH;
+    if (unlikely(changes && offset + length > blk_node_size(node)) ||
+        (unlikely(s->guarded) && changes && raw_guard_covers(node, in_file, length))) {
         extent->kind = BLK_SLOW;
         extent->flags = 0;
-        return;
-    }
-    extent->kind = BLK_DATA;
-    extent->flags = BLK_EXTENT_RAW | BLK_EXTENT_RECURSE;
-    extent->child = node->file;
-    extent->child_offset = s->offset + offset;
-}
-
-struct best_probe {
-    const uint8_t *data;
-    int score;
-};
-
-static void try_probe(const struct blk_driver *driver, void *arg)
-{
-    struct best_probe *best = arg;
-    int score = driver->probe ? driver->probe(best->data, GUARDED_BYTES) : 0;
-
-    best->score = MAX(best->score, score);
-}
-
-static void overlay(uint8_t *sector, uint64_t offset, const struct iovec *iov, int iov_count)
-{
-    for (int i = 0; i < iov_count && offset < GUARDED_BYTES; i++) {
-        size_t length = MIN(iov[i].iov_len, (size_t)(GUARDED_BYTES - offset));
-        memcpy(sector + offset, iov[i].iov_base, length);
-        offset += length;
     }
 }
 
-/* Only with the guard. The first sector is checked as it would be after the write, and written as it was checked: the
- * guest may change its memory meanwhile. */
-static coroutine_fn int co_write_guarded(struct blk_node *node, uint64_t offset, uint64_t length,
-                                         const struct iovec *iov, int iov_count, unsigned flags)
+/* What raw_map() sent the slow way: the range touches an edge of a guessed disk, or reaches past the end of one that
+ * grows with its file. */
+static bool is_guarded(const struct blk_node *node, uint64_t offset, uint64_t length)
 {
-    struct raw_state *s = node->state;
-    uint8_t sector[GUARDED_BYTES] = { 0 };
-    struct best_probe best = { .data = sector };
-    int ret = 0;
+    const struct raw_state *s = node->state;
 
-    if (offset > 0 || length < GUARDED_BYTES)
-        ret = blk_co_read(node->file, s->offset, sector, GUARDED_BYTES);
-    if (ret < 0)
-        return ret;
-    overlay(sector, offset, iov, iov_count);
-    blk_driver_each(try_probe, &best);
-    if (best.score > raw_probe(sector, GUARDED_BYTES))
-        return -EPERM;
-    uint64_t first = MIN(length, GUARDED_BYTES - offset);
-    ret = blk_co_write(node->file, s->offset + offset, sector + offset, first, flags);
-    if (ret < 0 || first == length)
-        return ret;
+    return s->guarded && raw_guard_covers(node, offset, length);
+}
 
-    AUTO_FREE struct iovec *rest = malloc((size_t)iov_count * sizeof(*rest));
-    int count = 0;
-    uint64_t skip = first;
-    if (!rest)
-        return -ENOMEM;
-    for (int i = 0; i < iov_count; i++) {
-        if (skip >= iov[i].iov_len) {
-            skip -= iov[i].iov_len;
-            continue;
-        }
-        rest[count++] = (struct iovec){ (char *)iov[i].iov_base + skip, iov[i].iov_len - skip };
-        skip = 0;
-    }
-    return blk_co_writev(node->file, s->offset + GUARDED_BYTES, length - first, rest, count, flags);
+/* After a write that may have made the file larger. Others may be doing the same: only upwards. */
+static void grow_with_file(struct blk_node *node)
+{
+    const struct raw_state *s = node->state;
+    uint64_t size = blk_node_size(node), file_size = blk_node_size(node->file);
+    uint64_t now = file_size > s->offset ? whole_sectors(file_size - s->offset) : 0;
+
+    while (!s->fixed_size && now > size && !atomic_compare_exchange_weak(&node->size, &size, now))
+        ;
 }
 
 static coroutine_fn int raw_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
@@ -208,15 +200,51 @@ static coroutine_fn int raw_co_write(struct blk_node *node, uint64_t offset, uin
 {
     struct raw_state *s = node->state;
 
-    if (offset >= GUARDED_BYTES)
-        return blk_co_writev(node->file, s->offset + offset, length, iov, iov_count, flags);
-    co_mutex_lock(&s->guard);
-    int ret = co_write_guarded(node, offset, length, iov, iov_count, flags);
-    co_mutex_unlock(&s->guard);
+    offset += s->offset;
+    int ret = is_guarded(node, offset, length) ? raw_guard_co_write(node, offset, length, iov, iov_count, flags)
+                                               : blk_co_writev(node->file, offset, length, iov, iov_count, flags);
+    grow_with_file(node);
     return ret;
 }
 
+static coroutine_fn int raw_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    struct raw_state *s = node->state;
+
+    offset += s->offset;
+    int ret = is_guarded(node, offset, length) ? raw_guard_co_write_zeroes(node, offset, length, flags)
+                                               : blk_co_write_zeroes(node->file, offset, length, flags);
+    grow_with_file(node);
+    return ret;
+}
+
+static coroutine_fn int raw_co_discard(struct blk_node *node, uint64_t offset, uint64_t length)
+{
+    struct raw_state *s = node->state;
+
+    offset += s->offset;
+    return is_guarded(node, offset, length) ? raw_guard_co_discard(node, offset, length)
+                                            : blk_co_discard(node->file, offset, length);
+}
+
 /* ---- size ---- */
+
+static bool raw_grows(const struct blk_node *node)
+{
+    const struct raw_state *s = node->state;
+
+    return !s->fixed_size;
+}
+
+static void raw_child_changed(struct blk_node *node)
+{
+    struct raw_state *s = node->state;
+    uint64_t file_size = blk_node_size(node->file);
+
+    node->limits = node->file->limits;
+    if (!s->fixed_size)
+        atomic_store(&node->size, file_size > s->offset ? whole_sectors(file_size - s->offset) : 0);
+}
 
 static coroutine_fn int raw_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
                                         struct error **errp)
@@ -227,10 +255,7 @@ static coroutine_fn int raw_co_truncate(struct blk_node *node, uint64_t size, bo
         return error_set(errp, -ENOTSUP, "Cannot resize fixed-size raw disks");
     if (size > INT64_MAX - s->offset)
         return error_set(errp, -EINVAL, "Disk size too large for the chosen offset");
-    int ret = blk_co_truncate(node->file, size + s->offset, exact, prealloc, errp);
-    if (ret < 0)
-        return ret;
-    return apply_size(node, 0, false, errp);
+    return blk_co_truncate(node->file, size + s->offset, exact, prealloc, errp); /* our size follows the file's */
 }
 
 /* The file is there, empty (a device: as it was). */
@@ -245,7 +270,7 @@ static coroutine_fn int raw_co_create(struct blk_create *create, struct error **
     if (ret == 0 && create->size && strcmp(prealloc, "full") != 0) {
         AUTO_FREE uint8_t *zeroes = xcalloc(1, FIRST_BLOCK);
         /* On a device: what another format may have left there. */
-        uint64_t length = create->file->driver->flags & BLK_DRIVER_GROWS ? FIRST_BLOCK : BLK_SECTOR_SIZE;
+        uint64_t length = blk_node_grows(create->file) ? FIRST_BLOCK : BLK_SECTOR_SIZE;
         ret = blk_co_write(create->file, 0, zeroes, MIN(create->size, length), 0);
         if (ret < 0)
             error_set_errno(errp, ret, "Could not write to '%s'", create->filename);
@@ -255,7 +280,7 @@ static coroutine_fn int raw_co_create(struct blk_create *create, struct error **
 
 static const struct blk_driver raw_driver = {
     .name = "raw",
-    .flags = BLK_DRIVER_FORMAT,
+    .flags = BLK_DRIVER_FORMAT | BLK_DRIVER_GROWS,
     .state_size = sizeof(struct raw_state),
     .options = raw_options,
     .create_options = raw_create_options,
@@ -265,8 +290,14 @@ static const struct blk_driver raw_driver = {
     .co_create = raw_co_create,
     .map = raw_map,
     .co_write = raw_co_write,
+    .co_write_zeroes = raw_co_write_zeroes,
+    .co_discard = raw_co_discard,
     .co_truncate = raw_co_truncate,
+    .grows = raw_grows,
+    .child_changed = raw_child_changed,
     .child_perm = raw_child_perm,
+    .co_reopen_prepare = raw_co_reopen_prepare,
+    .reopen_switch = raw_reopen_switch,
 };
 
 BLK_DRIVER(raw_driver)

@@ -221,8 +221,9 @@ static void announce(const struct bench_args *args)
     fflush(stdout);
 }
 
-static coroutine_fn int co_bench(const struct bench_args *args, struct blk_front *front)
+static coroutine_fn int co_bench(struct blk_front *front, void *arg)
 {
+    const struct bench_args *args = arg;
     struct bench bench = { .args = args, .front = front, .main_loop = loop_current() };
     size_t size = sizeof(struct bench_thread) * args->loops;
     struct bench_thread *threads = aligned_alloc(_Alignof(struct bench_thread), size);
@@ -368,11 +369,7 @@ static coroutine_fn int co_run_bench(int argc, char **argv)
         return status;
     if (args.write)
         args.source.flags |= BLK_O_RDWR;
-    struct blk_front *front = image_co_open(args.filename, &args.source);
-    if (!front)
-        return 1;
-    status = co_bench(&args, front);
-    return image_co_close(front) < 0 ? 1 : status;
+    return image_co_with(args.filename, &args.source, co_bench, &args);
 }
 
 static struct img_command bench = {

@@ -67,7 +67,7 @@ static void send_flush(struct bench_slot *slot)
     submit(slot);
 }
 
-/* Sends what is due through this slot; where that is nothing, the slot rests. */
+/* Sends what is due through this slot; if that is nothing, the slot rests. */
 static inline void send_next(struct bench_slot *slot)
 {
     struct bench_lane *lane = slot->lane;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * check: looks for inconsistencies in an image's metadata, and repairs them where asked.
+ * check: looks for inconsistencies in an image's metadata, and repairs them if asked to.
  *
  * Exit status: 0 clean (or repaired), 1 the check failed, 2 corruptions, 3 leaks only, 63 the format has no checks.
  * After a repair the image is checked again, and the second result decides; what was found and repaired is told from
@@ -17,10 +17,9 @@
 enum { STATUS_OK, STATUS_FAILED, STATUS_CORRUPT, STATUS_LEAKS, STATUS_NO_CHECKS = 63 };
 
 struct check_args {
-    struct image_source source;
-    bool quiet, json;
+    struct image_report report;
+    bool quiet;
     unsigned fix; /* BLK_FIX_* */
-    const char *filename;
 };
 
 static void report_line(struct blk_check *check, bool error, const char *line) { fprintf(stderr, "%s\n", line); }
@@ -44,7 +43,7 @@ static void print_json(const struct blk_check *check, const char *filename, cons
     add(object, "leaks-fixed", check->leaks_fixed, false);
     add(object, "leaks", check->leaks, false);
     add(object, "allocated-clusters", check->allocated_clusters, false);
-    json_object_set_new(object, "filename", json_string(filename));
+    json_add_name(object, "filename", filename);
     json_object_set_new(object, "format", json_string(format));
     add(object, "fragmented-clusters", check->fragmented_clusters, false);
     json_print(object, stdout);
@@ -95,7 +94,7 @@ static coroutine_fn int co_check_once(struct blk_front *front, struct blk_check 
 static coroutine_fn int co_check_again(struct blk_front *front, struct blk_check *check, const struct check_args *args)
 {
     uint64_t leaks_fixed = check->leaks_fixed, corruptions_fixed = check->corruptions_fixed;
-    if (!args->quiet && !args->json) {
+    if (!args->quiet && !args->report.json) {
         printf("The following inconsistencies were found and repaired:\n\n"
                "    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n"
                "Double checking the fixed image now...\n",
@@ -108,16 +107,17 @@ static coroutine_fn int co_check_again(struct blk_front *front, struct blk_check
     return status;
 }
 
-static coroutine_fn int co_check(struct blk_front *front, const struct check_args *args)
+static coroutine_fn int co_check(struct blk_front *front, void *arg)
 {
+    const struct check_args *args = arg;
     struct blk_check check;
     int status = co_check_once(front, &check, args->fix);
     if (status == 0 && (check.leaks_fixed || check.corruptions_fixed))
         status = co_check_again(front, &check, args);
     if (status)
         return status;
-    if (args->json && !args->quiet)
-        print_json(&check, args->filename, blk_front_node(front)->driver->name);
+    if (args->report.json && !args->quiet)
+        print_json(&check, args->report.filename, blk_front_node(front)->driver->name);
     else if (!args->quiet)
         print_human(&check);
     if (check.check_errors) {
@@ -137,64 +137,48 @@ static int repair_arg(struct check_args *args, const char *text)
         args->fix = BLK_FIX_LEAKS | BLK_FIX_ERRORS;
     else
         return img_usage_error("Unknown option value for -r (expecting 'leaks' or 'all'): %s", text);
-    args->source.flags |= BLK_O_RDWR | BLK_O_RESIZE;
+    args->report.source.flags |= BLK_O_RDWR | BLK_O_RESIZE;
     return 0;
 }
 
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct check_args *args)
 {
-    enum { OPTION_OUTPUT = IMAGE_OPT_OWN };
     static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "format", required_argument, NULL, 'f' },
+        IMAGE_REPORT_OPTIONS,
         { "repair", required_argument, NULL, 'r' },
-        { "output", required_argument, NULL, OPTION_OUTPUT },
-        { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
-    const char *cache = "writeback", *output = NULL;
+    const char *cache = "writeback";
     int option, status;
     while ((option = img_getopt(argc, argv, ":hf:r:T:qU", options)) != -1) {
         switch (option) {
         case 'T': cache = optarg; break;
         case 'q': args->quiet = true; break;
-        case OPTION_OUTPUT: output = optarg; break;
         case 'r':
             if (repair_arg(args, optarg))
                 return 1;
             break;
         default:
-            status = image_source_arg(&args->source, "check", option);
+            status = image_report_arg(&args->report, "check", option);
             if (status >= 0)
                 return status;
         }
     }
-    args->filename = image_operand(argc, argv);
-    if (!args->filename)
+    if (!image_report_operand(&args->report, argc, argv))
         return 1;
-    if (output && !image_output_arg(output, &args->json))
-        return 1;
-    if (!image_cache_mode(&args->source, cache)) {
+    if (!image_cache_mode(&args->report.source, cache)) {
         error_report("Invalid source cache option: %s", cache);
         return 1;
     }
-    return image_source_valid(&args->source) ? -1 : 1;
+    return image_source_valid(&args->report.source) ? -1 : 1;
 }
 
 static coroutine_fn int co_run_check(int argc, char **argv)
 {
-    struct check_args args = { .source = { .flags = BLK_O_CHECK | BLK_O_UNMAP } };
+    struct check_args args = { .report.source.flags = BLK_O_CHECK | BLK_O_UNMAP };
     int status = parse(argc, argv, &args);
-    if (status >= 0)
-        return status;
-    struct blk_front *front = image_co_open(args.filename, &args.source);
-    if (!front)
-        return STATUS_FAILED;
-    status = co_check(front, &args);
-    if (image_co_close(front) < 0 && status == STATUS_OK)
-        status = STATUS_FAILED;
-    return status;
+    return status < 0 ? image_co_with(args.report.filename, &args.report.source, co_check, &args) : status;
 }
 
 static struct img_command check = {

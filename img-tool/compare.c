@@ -2,7 +2,7 @@
 /*
  * compare: do two images have the same content?
  *
- * Ranges that both images say are zero are not read; where one has data and the other zeroes, the data must be zeroes.
+ * Ranges that both images say are zero are not read; if one has data and the other zeroes, the data must be zeroes.
  * An image that ends early counts as zeroes from there on, unless -s (strict) is given.
  * Exit status: 0 same, 1 different, 2 an image could not be opened, 3 no block status, 4 no data.
  */
@@ -31,7 +31,7 @@ struct comparison {
     uint64_t total; /* for progress: the longer image's size */
 };
 
-__attribute__((format(printf, 2, 3))) static void say(const struct comparison *c, const char *fmt, ...)
+__attribute__((format(printf, 2, 3))) static void print_unless_quiet(const struct comparison *c, const char *fmt, ...)
 {
     va_list list;
     if (c->args->quiet)
@@ -59,7 +59,7 @@ static coroutine_fn int co_status(struct comparison *c, int which, uint64_t offs
     return ret < 0 ? STATUS_NO_STATUS : STATUS_SAME;
 }
 
-/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length where there is
+/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length if there is
  * none. */
 static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t length)
 {
@@ -74,7 +74,7 @@ static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t le
 
 static int report_difference(struct comparison *c, uint64_t offset)
 {
-    say(c, "Content mismatch at offset %" PRIu64 "!\n", offset);
+    print_unless_quiet(c, "Content mismatch at offset %" PRIu64 "!\n", offset);
     return STATUS_DIFFERENT;
 }
 
@@ -123,7 +123,7 @@ static coroutine_fn int co_compare_common(struct comparison *c, uint64_t end)
         length = MIN(a.length, b.length);
         length = MIN(length, end - offset);
         if (c->args->strict && !same_status(c, offset, &a, &b)) {
-            say(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", offset);
+            print_unless_quiet(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", offset);
             return STATUS_DIFFERENT;
         }
         if (!reads_zero(&a) || !reads_zero(&b)) {
@@ -143,7 +143,7 @@ static coroutine_fn int co_compare_common(struct comparison *c, uint64_t end)
 /* What the longer image has beyond the end of the other. */
 static coroutine_fn int co_compare_rest(struct comparison *c, int which, uint64_t offset)
 {
-    say(c, "Warning: Image size mismatch!\n");
+    print_unless_quiet(c, "Warning: Image size mismatch!\n");
     for (uint64_t length; offset < c->total; offset += length) {
         struct blk_status status;
         int ret = co_status(c, which, offset, &status);
@@ -167,14 +167,14 @@ static coroutine_fn int co_compare(struct comparison *c)
     c->total = MAX(size[0], size[1]);
     progress_start(c->args->progress, 2.0);
     if (c->args->strict && size[0] != size[1]) {
-        say(c, "Strict mode: Image size mismatch!\n");
+        print_unless_quiet(c, "Strict mode: Image size mismatch!\n");
         return STATUS_DIFFERENT;
     }
     int status = co_compare_common(c, MIN(size[0], size[1]));
     if (!status && size[0] != size[1])
         status = co_compare_rest(c, size[0] > size[1] ? 0 : 1, MIN(size[0], size[1]));
     if (!status)
-        say(c, "Images are identical.\n");
+        print_unless_quiet(c, "Images are identical.\n");
     return status;
 }
 

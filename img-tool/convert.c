@@ -12,6 +12,7 @@
 #include "progress.h"
 #include "size_arg.h"
 
+#include <block/snapshot.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,7 +25,9 @@ struct convert_args {
     struct image_source source, target;
     const char *source_cache, *target_cache;
     const char *out_format, *out_filename;
-    const char *backing, *backing_format, *snapshot;
+    const char *backing, *backing_format;
+    char *snapshot;                    /* -l: an id, or else a name; NULL: */
+    char *snapshot_id, *snapshot_name; /* what it said of either */
     char **in_filenames;
     int in_count;
     bool compress, copy_offload, bitmaps, progress, quiet, skip_create, sparse_given, target_is_zero;
@@ -46,6 +49,42 @@ static struct blk_node *backing_of(struct blk_node *node)
 
 /* ---- sources ---- */
 
+/* -l. The source shows what the snapshot kept. */
+static coroutine_fn int co_show_snapshot(const struct convert_args *args, struct blk_front *source)
+{
+    struct blk_node *node = blk_front_node(source);
+    struct error *error = NULL;
+    int ret;
+
+    if (args->in_count > 1) {
+        error_report("No support for concatenating multiple snapshot");
+        return -1;
+    }
+    if (args->snapshot_id || args->snapshot_name) {
+        ret = blk_co_snapshot_show(node, args->snapshot_id, args->snapshot_name, &error);
+    } else {
+        ret = blk_co_snapshot_show(node, args->snapshot, NULL, &error);
+        if (ret == -ENOENT) {
+            error_free(error);
+            error = NULL;
+            ret = blk_co_snapshot_show(node, NULL, args->snapshot, &error);
+        }
+    }
+    if (ret == -ENOTSUP) {
+        error_free(error);
+        error = NULL;
+        error_set(&error, ret,
+                  "Block format '%s' used by device '' does not support temporarily loading internal "
+                  "snapshots",
+                  below_filters(node)->driver->name);
+    }
+    if (ret == 0)
+        return 0;
+    error_prepend(&error, "Failed to load snapshot: ");
+    error_report_free(error);
+    return -1;
+}
+
 static coroutine_fn int co_open_sources(const struct convert_args *args, struct convert *c)
 {
     c->sources = xcalloc((size_t)args->in_count, sizeof(*c->sources));
@@ -56,6 +95,8 @@ static coroutine_fn int co_open_sources(const struct convert_args *args, struct 
         if (!source->front)
             return -1;
         c->source_count++;
+        if ((args->snapshot || args->snapshot_id || args->snapshot_name) && co_show_snapshot(args, source->front) < 0)
+            return -1;
         source->start = c->total;
         source->size = blk_front_size(source->front);
         c->total += source->size;
@@ -90,6 +131,21 @@ static int check_backing_args(const struct convert_args *args)
     return 0;
 }
 
+/* -c, before anything is made. */
+static int check_compression(const struct convert_args *args)
+{
+    const char *preallocation = create_opts_get(&args->create, "preallocation");
+    if (!args->create.format->co_write_compressed) {
+        error_report("Compression not supported for this file format");
+        return -1;
+    }
+    if (preallocation && strcmp(preallocation, "off") != 0) {
+        error_report("Compression and preallocation not supported at the same time");
+        return -1;
+    }
+    return 0;
+}
+
 static coroutine_fn int co_create_target(struct convert_args *args, const struct convert *c)
 {
     struct error *error = NULL;
@@ -103,14 +159,8 @@ static coroutine_fn int co_create_target(struct convert_args *args, const struct
         return report_failure(error, NULL, NULL);
     if (check_backing_args(args) < 0)
         return -1;
-    if (args->compress) {
-        /* A format that is made of clusters may have compressed ones; that is all there is to go by until some does. */
-        if (opts_find(args->create.table, "compression_type"))
-            error_report("Writing compressed clusters is not supported yet");
-        else
-            error_report("Compression not supported for this file format");
+    if (args->compress && check_compression(args) < 0)
         return -1;
-    }
     ret = blk_co_create(args->out_format, args->out_filename, args->create.opts, c->total, &error);
     return ret < 0 ? report_failure(error, args->out_filename, args->out_format) : 0;
 }
@@ -135,7 +185,7 @@ static bool same_file(const char *a, const char *b)
     return stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
 }
 
-/* The node of the source's chain that the target's backing file stands for: the very same file where it is in the
+/* The node of the source's chain that the target's backing file stands for: the very same file if it is in the
  * chain, else the source's backing file, which then has the same content, so the user says. */
 static struct blk_node *find_base(const struct convert *c, const char *backing)
 {
@@ -147,10 +197,30 @@ static struct blk_node *find_base(const struct convert *c, const char *backing)
     return first;
 }
 
+static coroutine_fn int co_set_compression(struct convert *c)
+{
+    const struct blk_node *node = below_filters(blk_front_node(c->target));
+    struct blk_info info;
+    if (!node->driver->co_write_compressed) {
+        error_report("Compression not supported for this file format");
+        return -1;
+    }
+    struct error *error = NULL;
+    if (blk_co_info(blk_front_node(c->target), &info, &error) < 0)
+        return report_failure(error, NULL, NULL);
+    c->compress = info.cluster_size;
+    blk_info_finish(&info);
+    if (c->sparse)
+        c->sparse = c->compress;
+    return 0;
+}
+
 static coroutine_fn int co_open_target(struct convert_args *args, struct convert *c)
 {
     c->target = image_co_open(args->out_filename, &args->target);
     if (!c->target)
+        return -1;
+    if (args->compress && co_set_compression(c) < 0)
         return -1;
     if (args->skip_create && blk_front_size(c->target) < c->total) {
         error_report("output file is smaller than input file");
@@ -207,11 +277,51 @@ enum {
     OPTION_BITMAPS
 };
 
+static void free_snapshot_arg(struct convert_args *args)
+{
+    free(args->snapshot);
+    free(args->snapshot_id);
+    free(args->snapshot_name);
+    args->snapshot = args->snapshot_id = args->snapshot_name = NULL;
+}
+
+/* A name or an id; or, if it begins "snapshot.", options that say which of the two. Of several of a kind the
+ * last counts, and options before a plain one, as in qemu-img. */
+static bool snapshot_arg(const char *text, struct convert_args *args)
+{
+    static const struct opt_desc table[] = { { "snapshot.id", OPT_STRING, NULL, "The id of the snapshot", NULL, 0 },
+                                             { "snapshot.name", OPT_STRING, NULL, "Its name", NULL, 0 },
+                                             { NULL, OPT_STRING, NULL, NULL, NULL, 0 } };
+    struct error *error = NULL;
+    struct opts *opts = opts_new();
+    int ret = 0;
+
+    if (strncmp(text, "snapshot.", strlen("snapshot.")) != 0) {
+        free(args->snapshot);
+        args->snapshot = xstrdup(text);
+    } else {
+        ret = opts_parse(opts, text, NULL, OPTS_LAST_WINS, &error);
+        if (ret == 0)
+            ret = opts_validate(opts, table, &error);
+        free(args->snapshot_id);
+        free(args->snapshot_name);
+        args->snapshot_id = opts_take(opts, "snapshot.id");
+        args->snapshot_name = opts_take(opts, "snapshot.name");
+    }
+    opts_free(opts);
+    if (ret == 0)
+        return true;
+    error_report_free(error);
+    error_report("Failed in parsing snapshot param '%s'", text);
+    return false;
+}
+
 /* Options that take a value which may be bad. false after reporting. */
 static bool parse_value(int option, struct convert_args *args, struct convert *c)
 {
     switch (option) {
     case 'S': args->sparse_given = true; return sparse_arg(optarg, &c->sparse);
+    case 'l': return snapshot_arg(optarg, args);
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate);
     case 'o': return create_opts_add(&args->create, optarg);
@@ -244,7 +354,6 @@ static int parse(int argc, char **argv, struct convert_args *args, struct conver
         case 'F': args->backing_format = optarg; break;
         case 'C': args->copy_offload = true; break;
         case 'c': args->compress = true; break;
-        case 'l': args->snapshot = optarg; break;
         case 'p': args->progress = true; break;
         case 'q': args->quiet = true; break;
         case 't': args->target_cache = optarg; break;
@@ -300,12 +409,8 @@ static int check_args(struct convert_args *args, const struct convert *c)
         return refuse("--target-is-zero requires use of -n flag");
     if (args->in_count < 1)
         return refuse("Must specify image file name");
-    if (args->compress && args->skip_create)
-        return refuse("Writing compressed clusters is not supported yet");
     if (args->bitmaps)
         return refuse("Copying bitmaps is not supported yet");
-    if (args->snapshot)
-        return refuse("Reading internal snapshots is not supported yet");
     return -1;
 }
 
@@ -360,22 +465,24 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
         image_co_close(c.sources[i].front);
     free(c.sources);
     create_opts_finish(&args.create);
+    free_snapshot_arg(&args);
     return status;
 }
 
 static struct img_command convert = {
     .name = "convert",
     .usage =
-        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f "
-        "FMT] "
-        "[-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] [-S SIZE] [-r RATE] "
-        "[-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
+        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] "
+        "[-q] [-n] [-f FMT] [-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] "
+        "[-l SNAPSHOT] [-S SIZE] [-r RATE] [-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
+    .missing = "--bitmaps",
     .help =
         "Copies images, one after the other, into a new one. -n writes into one that is there. Runs of zeroes of -S "
         "bytes (4k) are\n"
         "left out; -S 0 writes them. -m reads and writes in parallel (8), -W in any order. -B leaves out what that "
         "file has.\n"
-        "-r limits the speed in bytes a second; --salvage goes on where the source cannot be read.",
+        "-l copies what an internal snapshot kept. -c compresses.\n"
+        "-r limits the speed in bytes a second; --salvage goes on when a part of the source cannot be read.",
     .co_run = co_run_convert,
 };
 IMG_COMMAND(convert)

@@ -25,9 +25,10 @@ struct convert {
     struct blk_node *base; /* what this node of the source's chain has, the target's backing image has; NULL: nothing */
     uint64_t base_size;    /* of the target's backing image: beyond it nothing shows through */
     bool has_backing;      /* of the target */
-    bool target_zero;      /* the target reads as zeroes where nothing is written */
+    bool target_zero;      /* what is not written reads as zeroes in the target */
     uint64_t sparse;       /* zero runs of at least this many bytes are not written; 0: everything is */
     bool out_of_order, salvage;
+    uint64_t compress; /* into compressed clusters of so many bytes; 0: as they are */
     unsigned workers;
     uint64_t rate; /* bytes a second, 0: no limit */
 

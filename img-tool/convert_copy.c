@@ -3,12 +3,14 @@
  * The copying of convert: several coroutines each take the next chunk of the source by block status, read it, look
  * for runs of zeroes, and write it.
  *
- * A chunk lies within one extent of one source. Chunks are taken in order under `lock`; writes wait for their turn
- * unless -W. The first error stops all: nobody takes a chunk or a turn afterwards.
+ * A chunk lies within one extent of one source, but for what shares a compressed cluster. Chunks are taken in order
+ * under `lock`; writes wait for their turn unless -W. The first error stops all: nobody takes a chunk or a turn
+ * afterwards.
  */
 #include "convert.h"
 #include "progress.h"
 
+#include <base/checked.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,7 +21,6 @@ enum chunk_kind { CHUNK_SKIP, CHUNK_ZERO, CHUNK_DATA };
 struct chunk {
     enum chunk_kind kind;
     uint64_t offset, length; /* in the target */
-    const struct convert_source *source;
 };
 
 static void fail(struct convert *c, int ret)
@@ -68,14 +69,28 @@ static enum chunk_kind kind_of(const struct convert *c, const struct blk_status 
     return CHUNK_DATA;
 }
 
-/* The chunk at `offset`: a part of one extent, which where the target's backing image ends is cut. */
+/* Compressed clusters are written whole: a chunk ends with one of them, or is one, whatever different things it has. */
+static void end_with_cluster(const struct convert *c, struct chunk *chunk)
+{
+    uint64_t end = chunk->offset + chunk->length, whole = align_down(end, c->compress);
+
+    if (end == c->total)
+        return;
+    if (whole > chunk->offset) {
+        chunk->length = whole - chunk->offset;
+    } else {
+        chunk->length = MIN(c->compress, c->total - chunk->offset);
+        chunk->kind = CHUNK_DATA;
+    }
+}
+
+/* The chunk at `offset`: a part of one extent that does not cross the end of the target's backing image. */
 static coroutine_fn int co_chunk_at(struct convert *c, uint64_t offset, struct chunk *chunk)
 {
     const struct convert_source *source = source_at(c, offset);
     int ret = co_look_up(c, source, offset);
     if (ret < 0)
         return ret;
-    chunk->source = source;
     chunk->offset = offset;
     chunk->length = c->status_start + c->status.length - offset;
     if (c->has_backing && offset < c->base_size)
@@ -83,6 +98,8 @@ static coroutine_fn int co_chunk_at(struct convert *c, uint64_t offset, struct c
     chunk->kind = kind_of(c, &c->status, offset);
     if (chunk->kind == CHUNK_DATA || (chunk->kind == CHUNK_ZERO && !c->sparse))
         chunk->length = MIN(chunk->length, (uint64_t)CONVERT_BUFFER);
+    if (c->compress)
+        end_with_cluster(c, chunk);
     return 0;
 }
 
@@ -97,6 +114,8 @@ static coroutine_fn int co_count(struct convert *c)
         uint64_t length = c->status_start + c->status.length - offset;
         if (c->has_backing && offset < c->base_size)
             length = MIN(length, c->base_size - offset);
+        if (c->compress)
+            length = chunk.length;
         if (chunk.kind == CHUNK_DATA || (chunk.kind == CHUNK_ZERO && !c->target_zero))
             c->to_do += length;
         offset += length;
@@ -119,7 +138,7 @@ static coroutine_fn int co_write_zeroes(struct convert *c, uint64_t offset, uint
     if (!zeroes)
         return -ENOMEM;
     memset(zeroes, 0, length);
-    int ret = blk_front_co_write(c->target, offset, zeroes, length, 0);
+    int ret = blk_front_co_write(c->target, offset, zeroes, length, c->compress ? BLK_REQ_COMPRESSED : 0);
     free(zeroes);
     return ret;
 }
@@ -153,7 +172,8 @@ static coroutine_fn int co_write_data(struct convert *c, uint64_t offset, const 
     while (length) {
         bool zero;
         uint64_t run = run_length(c, data, length, &zero);
-        int ret = zero ? co_write_zeroes(c, offset, run) : blk_front_co_write(c->target, offset, data, run, 0);
+        int ret = zero ? co_write_zeroes(c, offset, run)
+                       : blk_front_co_write(c->target, offset, data, run, c->compress ? BLK_REQ_COMPRESSED : 0);
         if (ret < 0)
             return ret;
         offset += run;
@@ -178,13 +198,14 @@ static coroutine_fn int co_write_chunk(struct convert *c, const struct chunk *ch
 /* ---- reading ---- */
 
 /* Sector by sector, so that only what cannot be read is lost. */
-static coroutine_fn void co_salvage(const struct chunk *chunk, uint8_t *buffer)
+static coroutine_fn void co_salvage(const struct convert_source *source, uint64_t offset, uint64_t length,
+                                    uint8_t *buffer)
 {
-    for (uint64_t at = 0; at < chunk->length; at += BLK_SECTOR_SIZE) {
-        uint64_t size = MIN(chunk->length - at, (uint64_t)BLK_SECTOR_SIZE);
-        int ret = blk_front_co_read(chunk->source->front, chunk->offset - chunk->source->start + at, buffer + at, size);
+    for (uint64_t at = 0; at < length; at += BLK_SECTOR_SIZE) {
+        uint64_t size = MIN(length - at, (uint64_t)BLK_SECTOR_SIZE);
+        int ret = blk_front_co_read(source->front, offset - source->start + at, buffer + at, size);
         if (ret < 0) {
-            warn_report("error while reading offset %" PRIu64 ": %s", chunk->offset + at, strerror(-ret));
+            warn_report("error while reading offset %" PRIu64 ": %s", offset + at, strerror(-ret));
             memset(buffer + at, 0, size);
         }
     }
@@ -192,12 +213,20 @@ static coroutine_fn void co_salvage(const struct chunk *chunk, uint8_t *buffer)
 
 static coroutine_fn int co_read_chunk(struct convert *c, const struct chunk *chunk, uint8_t *buffer)
 {
+    uint64_t offset = chunk->offset, end = offset + chunk->length;
+    int ret = 0;
     if (chunk->kind != CHUNK_DATA)
         return 0;
-    int ret = blk_front_co_read(chunk->source->front, chunk->offset - chunk->source->start, buffer, chunk->length);
-    if (ret < 0 && c->salvage) {
-        co_salvage(chunk, buffer);
-        ret = 0;
+    while (ret == 0 && offset < end) {
+        const struct convert_source *source = source_at(c, offset);
+        uint64_t length = MIN(end, source->start + source->size) - offset;
+        ret = blk_front_co_read(source->front, offset - source->start, buffer, length);
+        if (ret < 0 && c->salvage) {
+            co_salvage(source, offset, length, buffer);
+            ret = 0;
+        }
+        offset += length;
+        buffer += length;
     }
     if (ret < 0 && c->ret == 0)
         error_report("error while reading at byte %" PRIu64 ": %s", chunk->offset, strerror(-ret));

@@ -2,7 +2,7 @@
 /*
  * create: makes a new image, maybe on top of a backing image.
  *
- * The backing image is opened before anything is made (unless -u), so that a mistyped name is told at once; where no
+ * The backing image is opened before anything is made (unless -u), so that a mistyped name is reported at once; if no
  * size is given the new image gets its size. Its format has to be named: probing what a guest may have written is
  * unsafe.
  */
@@ -24,7 +24,7 @@ struct create_args {
     struct create_opts create;
 };
 
-/* Looks at the backing image: its size and, where none was named, its format (only to say what it would be). */
+/* Looks at the backing image: its size and, if none was named, its format (only to say what it would be). */
 static coroutine_fn int co_look_at_backing(const struct create_args *args, const char *name, const char *format,
                                            uint64_t *size, char **found_format, struct error **errp)
 {
@@ -32,7 +32,7 @@ static coroutine_fn int co_look_at_backing(const struct create_args *args, const
     struct opts *opts = opts_new();
     if (format)
         opts_set(opts, "driver", format);
-    struct blk_node *node = blk_co_open(path, opts, 0, errp);
+    struct blk_node *node = blk_co_open(path, opts, BLK_O_FORCE_SHARE, errp);
     opts_free(opts);
     free(path);
     if (!node)
@@ -193,7 +193,7 @@ static struct img_command create = {
     .usage = "[--object OBJECT] [-q] [-f FMT] [-b BACKING_FILE [-F BACKING_FMT]] [-u] [-o OPTIONS] FILE [SIZE]",
     .help = "Makes an image. With -b it starts as a copy of another one that must not change any more, and takes its "
             "size from it\n"
-            "where SIZE is left out; -u does not look at that file. '-f FMT -o help' lists what OPTIONS there are.",
+            "if SIZE is left out; -u does not look at that file. '-f FMT -o help' lists what OPTIONS there are.",
     .co_run = co_run_create,
 };
 IMG_COMMAND(create)

@@ -22,7 +22,7 @@ int create_opts_help(const char *format, const char *filename);
 /* Finds the drivers, parses -o and checks the values' types. Words that an enumeration refuses are left to the
  * driver. */
 int create_opts_resolve(struct create_opts *create, const char *format, const char *filename, struct error **errp);
-/* "-b" and "-F": refused by name where the format has none. Either may be NULL. */
+/* "-b" and "-F": refused by name if the format has none. Either may be NULL. */
 int create_opts_backing(struct create_opts *create, const char *file, const char *format, struct error **errp);
 /* An option's value as text, or NULL; valid until the options change. */
 const char *create_opts_get(const struct create_opts *create, const char *key);

@@ -69,17 +69,18 @@ static coroutine_fn int co_copy(struct blk_front *in, struct blk_front *out, uin
     return ret < 0 ? 1 : 0;
 }
 
-/* The range to copy; what does not fit counts as the end. */
+/* The range to copy. As in qemu-img, count= counts from the start, before skip= is taken off, and a skip beyond that
+ * end is complained of, but makes an empty output. */
 static void find_range(const struct dd_args *args, uint64_t size, uint64_t *offset, uint64_t *length)
 {
     uint64_t end = size, wanted;
     if (args->have_count && checked_mul(args->count, args->block, &wanted) && wanted < size)
-        end = wanted; /* count= counts from the start, before skip= is taken off, as in qemu-img */
-    if (!checked_mul(args->skip, args->block, offset) || *offset > size) {
+        end = wanted;
+    if (!checked_mul(args->skip, args->block, offset) || *offset > end) {
         error_report("%s: cannot skip to specified offset", args->in);
         *offset = end = 0;
     }
-    *length = *offset < end ? end - *offset : 0;
+    *length = end - *offset;
 }
 
 static coroutine_fn int co_dd(const struct dd_args *args)

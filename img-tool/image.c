@@ -8,6 +8,7 @@
 #include "command.h"
 
 #include <errno.h>
+#include <objects/object.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,6 +91,16 @@ coroutine_fn int image_co_close(struct blk_front *front)
     return ret;
 }
 
+coroutine_fn int image_co_with(const char *name, const struct image_source *source,
+                               coroutine_fn int (*co_fn)(struct blk_front *front, void *arg), void *arg)
+{
+    struct blk_front *front = image_co_open(name, source);
+    if (!front)
+        return 1;
+    int status = co_fn(front, arg);
+    return image_co_close(front) < 0 && status == 0 ? 1 : status;
+}
+
 /* ---- command line ---- */
 
 int image_source_arg(struct image_source *source, const char *command, int option)
@@ -121,23 +132,37 @@ bool image_source_valid(const struct image_source *source)
     return true;
 }
 
-bool image_object_arg(const char *text)
+bool image_object_arg(char *text)
 {
-    int length = (int)strcspn(text, ",");
-    if (!strncmp(text, "secret,", 7) || !strncmp(text, "qom-type=secret,", 16))
-        error_report("Objects of type 'secret' are not supported yet");
-    else if (!length)
-        error_report("Parameter 'qom-type' is missing");
-    else
-        error_report("Parameter 'qom-type' does not accept value '%.*s'", length, text);
-    return false;
+    struct error *error = NULL;
+    if (object_help(text))
+        exit(0);
+    struct opts *opts = object_parse(text, &error);
+    int ret = opts ? object_create(opts, OBJECT_WORDS_TOOL, &error) : -EINVAL;
+    opts_free(opts);
+    error_report_free(error);
+    return ret == 0;
 }
 
-bool image_output_arg(const char *text, bool *json)
+static bool output_arg(const char *text, bool *json)
 {
     *json = !strcmp(text, "json");
     if (*json || !strcmp(text, "human"))
         return true;
     error_report("--output must be used with human or json as argument.");
     return false;
+}
+
+int image_report_arg(struct image_report *report, const char *command, int option)
+{
+    if (option != IMAGE_OPT_OUTPUT)
+        return image_source_arg(&report->source, command, option);
+    report->output = optarg;
+    return -1;
+}
+
+bool image_report_operand(struct image_report *report, int argc, char **argv)
+{
+    report->filename = image_operand(argc, argv);
+    return report->filename && (!report->output || output_arg(report->output, &report->json));
 }

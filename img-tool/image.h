@@ -23,25 +23,45 @@ coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct 
                                                  const struct opts *options, struct error **errp);
 /* Flushes and closes. Returns 0, or a negative errno after reporting. Takes NULL. */
 coroutine_fn int image_co_close(struct blk_front *front);
+/* Opens the image, calls co_fn with it, and closes it. Returns what co_fn did, an exit status; 1 if the image could
+ * not be opened or, in place of 0, not be closed. */
+coroutine_fn int image_co_with(const char *name, const struct image_source *source,
+                               coroutine_fn int (*co_fn)(struct blk_front *front, void *arg), void *arg);
 
 /* ---- command line ---- */
 
 /* Long options of all commands that open an image, for their tables; a command's own begin at IMAGE_OPT_OWN. */
-enum { IMAGE_OPT_OBJECT = 256, IMAGE_OPT_IMAGE_OPTS, IMAGE_OPT_OWN };
+enum { IMAGE_OPT_OBJECT = 256, IMAGE_OPT_IMAGE_OPTS, IMAGE_OPT_OUTPUT, IMAGE_OPT_OWN };
 /* clang-format off */
 #define IMAGE_LONG_OPTIONS \
     { "help", no_argument, NULL, 'h' }, \
     { "object", required_argument, NULL, IMAGE_OPT_OBJECT }, \
     { "image-opts", no_argument, NULL, IMAGE_OPT_IMAGE_OPTS }
+#define IMAGE_REPORT_OPTIONS \
+    IMAGE_LONG_OPTIONS, \
+    { "format", required_argument, NULL, 'f' }, \
+    { "output", required_argument, NULL, IMAGE_OPT_OUTPUT }, \
+    { "force-share", no_argument, NULL, 'U' }
 /* clang-format on */
 /* What img_getopt() returned and a command does not know itself: those, -f, -U, -h, or a bad one. -1 to go on, else the
  * exit status. */
 int image_source_arg(struct image_source *source, const char *command, int option);
 /* The one operand; NULL after reporting that there is none, or more. */
 const char *image_operand(int argc, char **argv);
+
+/* What commands that report on one image share (check, info, map). Their long options are IMAGE_REPORT_OPTIONS. */
+struct image_report {
+    struct image_source source;
+    const char *filename;
+    const char *output; /* as it was given; NULL: human */
+    bool json;
+};
+/* As image_source_arg(), and --output. */
+int image_report_arg(struct image_report *report, const char *command, int option);
+/* After the options: the operand, and what --output means. false after reporting. */
+bool image_report_operand(struct image_report *report, int argc, char **argv);
+
 /* "--image-opts and --format are mutually exclusive": reports and returns false. */
 bool image_source_valid(const struct image_source *source);
-/* --object: none exist yet. Reports and returns false. */
-bool image_object_arg(const char *text);
-/* --output: human or json. Reports and returns false. */
-bool image_output_arg(const char *text, bool *json);
+/* --object: makes it, overwriting what is secret in the text, which is argv's. Reports and returns false. */
+bool image_object_arg(char *text);

@@ -2,24 +2,23 @@
 /*
  * info: describes an image, or each image of a backing chain.
  *
- * Only the image itself is opened, for its metadata; a backing image is opened by name where the chain is asked for,
+ * Only the image itself is opened, for its metadata; a backing image is opened by name if the chain is asked for,
  * each after the one above is closed. A name that comes twice ends the walk: the chain is a loop.
  */
 #include "command.h"
 #include "image.h"
 #include "json_out.h"
+#include "snapshot_list.h"
 
 #include <base/size.h>
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct info_args {
-    struct image_source source;
-    bool json, chain;
-    const char *filename;
+    struct image_report report;
+    bool chain;
 };
 
 /* One image, as far as it was read. */
@@ -31,70 +30,32 @@ struct info_image {
 
 /* ---- JSON: keys in the order in which QEMU has them ---- */
 
-static void add_string(json_t *object, const char *key, const char *value)
-{
-    if (!value)
-        return;
-    json_t *string = json_string(value);
-    json_object_set_new(object, key, string ? string : json_string("?")); /* a file name may be any bytes */
-}
-
 static json_t *to_json(const struct info_image *image)
 {
     const struct blk_info *info = &image->info;
     json_t *object = json_object();
-    add_string(object, "backing-filename-format", info->backing_format);
+    json_add_name(object, "backing-filename-format", info->backing_format);
     if (info->snapshots && json_array_size(info->snapshots))
         json_object_set(object, "snapshots", info->snapshots);
     json_object_set_new(object, "virtual-size", json_integer((json_int_t)info->virtual_size));
-    add_string(object, "filename", image->filename);
+    json_add_name(object, "filename", image->filename);
     if (info->cluster_size)
         json_object_set_new(object, "cluster-size", json_integer((json_int_t)info->cluster_size));
-    add_string(object, "format", image->driver->name);
+    json_add_name(object, "format", image->driver->name);
     if (info->allocated_size >= 0)
         json_object_set_new(object, "actual-size", json_integer((json_int_t)info->allocated_size));
     if (info->format_specific)
         json_object_set(object, "format-specific", info->format_specific);
-    add_string(object, "full-backing-filename", info->backing_file ? info->full_backing_file : NULL);
+    json_add_name(object, "full-backing-filename", info->backing_file ? info->full_backing_file : NULL);
     if (info->encrypted)
         json_object_set_new(object, "encrypted", json_true());
-    add_string(object, "backing-filename", info->backing_file);
+    json_add_name(object, "backing-filename", info->backing_file);
     if (info->dirty_known)
         json_object_set_new(object, "dirty-flag", json_boolean(info->dirty));
     return object;
 }
 
 /* ---- for people ---- */
-
-static int64_t member(const json_t *object, const char *key)
-{
-    return json_integer_value(json_object_get(object, key));
-}
-
-static void print_snapshots(const json_t *snapshots)
-{
-    size_t index;
-    const json_t *snapshot;
-    if (!snapshots || !json_array_size(snapshots))
-        return;
-    printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
-    json_array_foreach(snapshots, index, snapshot)
-    {
-        char size[32], date[64], clock[64], icount[24] = "";
-        time_t seconds = (time_t)member(snapshot, "date-sec");
-        struct tm tm;
-        localtime_r(&seconds, &tm);
-        strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
-        int64_t up = member(snapshot, "vm-clock-sec");
-        snprintf(clock, sizeof(clock), "%02" PRId64 ":%02d:%02d.%03d", up / 3600, (int)(up / 60 % 60), (int)(up % 60),
-                 (int)(member(snapshot, "vm-clock-nsec") / 1000000));
-        if (json_object_get(snapshot, "icount"))
-            snprintf(icount, sizeof(icount), "%" PRId64, member(snapshot, "icount"));
-        printf("%-9s %-16s %8s%20s%13s%11s\n", json_string_value(json_object_get(snapshot, "id")),
-               json_string_value(json_object_get(snapshot, "name")),
-               size_format((uint64_t)member(snapshot, "vm-state-size"), size, sizeof(size)), date, clock, icount);
-    }
-}
 
 static void print_backing(const struct blk_info *info)
 {
@@ -127,7 +88,7 @@ static void print_human(const struct info_image *image)
     if (info->dirty)
         printf("cleanly shut down: no\n");
     print_backing(info);
-    print_snapshots(info->snapshots);
+    snapshot_list_print(info->snapshots);
     const json_t *data = json_object_get(info->format_specific, "data");
     if (data && json_object_size(data)) {
         printf("Format specific information:\n");
@@ -143,22 +104,19 @@ static void image_finish(struct info_image *image)
     blk_info_finish(&image->info);
 }
 
-static coroutine_fn int co_read_image(const char *filename, const struct image_source *source, struct info_image *image)
+static coroutine_fn int co_read_image(struct blk_front *front, void *arg)
 {
-    struct blk_front *front = image_co_open(filename, source);
-    if (!front)
-        return -1;
+    struct info_image *image = arg;
     struct error *error = NULL;
     struct blk_node *node = blk_front_node(front);
     int ret = blk_co_info(node, &image->info, &error);
     image->driver = node->driver;
     image->filename = xstrdup(node->filename);
-    if (ret < 0) {
-        error_report("Could not get information about '%s': %s", filename, error ? error_text(error) : strerror(-ret));
-        image_finish(image);
-    }
+    if (ret < 0)
+        error_report("Could not get information about '%s': %s", image->filename,
+                     error ? error_text(error) : strerror(-ret));
     error_free(error);
-    return image_co_close(front) < 0 ? -1 : ret;
+    return ret < 0 ? 1 : 0;
 }
 
 static bool seen_before(const json_t *seen, const char *filename) { return json_object_get(seen, filename) != NULL; }
@@ -166,8 +124,8 @@ static bool seen_before(const json_t *seen, const char *filename) { return json_
 /* All images from the first to the end of the chain, or to an error, which prints nothing but itself. */
 static coroutine_fn int co_walk(const struct info_args *args, struct info_image **images, size_t *count)
 {
-    struct image_source source = args->source;
-    const char *filename = args->filename;
+    struct image_source source = args->report.source;
+    const char *filename = args->report.filename;
     json_t *seen = json_object();
     int ret = 0;
     while (filename) {
@@ -180,10 +138,11 @@ static coroutine_fn int co_walk(const struct info_args *args, struct info_image 
         *images = xrealloc(*images, (*count + 1) * sizeof(**images));
         struct info_image *image = &(*images)[*count];
         *image = (struct info_image){ 0 };
-        ret = co_read_image(filename, &source, image);
-        if (ret < 0)
-            break;
         ++*count;
+        if (image_co_with(filename, &source, co_read_image, image) != 0) {
+            ret = -1;
+            break;
+        }
         filename = args->chain && image->info.backing_file ? image->info.full_backing_file : NULL;
         source.image_opts = false;
         source.format = image->info.backing_format;
@@ -194,7 +153,7 @@ static coroutine_fn int co_walk(const struct info_args *args, struct info_image 
 
 static void print(const struct info_args *args, const struct info_image *images, size_t count)
 {
-    if (!args->json) {
+    if (!args->report.json) {
         for (size_t i = 0; i < count; i++) {
             fputs(i ? "\n" : "", stdout);
             print_human(&images[i]);
@@ -211,38 +170,30 @@ static void print(const struct info_args *args, const struct info_image *images,
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct info_args *args)
 {
-    enum { OPTION_OUTPUT = IMAGE_OPT_OWN, OPTION_CHAIN };
+    enum { OPTION_CHAIN = IMAGE_OPT_OWN };
     static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "format", required_argument, NULL, 'f' },
-        { "output", required_argument, NULL, OPTION_OUTPUT },
+        IMAGE_REPORT_OPTIONS,
         { "backing-chain", no_argument, NULL, OPTION_CHAIN },
-        { "force-share", no_argument, NULL, 'U' },
         { NULL, 0, NULL, 0 },
     };
-    const char *output = NULL;
     int option, status;
     while ((option = img_getopt(argc, argv, ":hf:U", options)) != -1) {
         switch (option) {
-        case OPTION_OUTPUT: output = optarg; break;
         case OPTION_CHAIN: args->chain = true; break;
         default:
-            status = image_source_arg(&args->source, "info", option);
+            status = image_report_arg(&args->report, "info", option);
             if (status >= 0)
                 return status;
         }
     }
-    args->filename = image_operand(argc, argv);
-    if (!args->filename)
+    if (!image_report_operand(&args->report, argc, argv))
         return 1;
-    if (output && !image_output_arg(output, &args->json))
-        return 1;
-    return image_source_valid(&args->source) ? -1 : 1;
+    return image_source_valid(&args->report.source) ? -1 : 1;
 }
 
 static coroutine_fn int co_run_info(int argc, char **argv)
 {
-    struct info_args args = { .source = { .flags = BLK_O_NO_BACKING | BLK_O_NO_IO } };
+    struct info_args args = { .report.source.flags = BLK_O_NO_BACKING | BLK_O_NO_IO };
     int status = parse(argc, argv, &args);
     if (status >= 0)
         return status;

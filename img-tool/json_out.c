@@ -1,34 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * JSON in QEMU's layout, so that a script that compares text sees no difference: one item a line, also in lists; an
- * empty list is "[\n    ]"; characters beyond ASCII are \uXXXX. Trees come from drivers, never from images: their
+ * empty list is "[\n    ]"; characters beyond ASCII are \uXXXX. A name may be any bytes (json_add_name()): what is no
+ * UTF-8 becomes \uFFFD here, and is printed as it is for people. Trees come from drivers, never from images: their
  * depth is bounded by the code that builds them.
  */
 #include "json_out.h"
 
-#include <stdint.h>
+#include <base/utf8.h>
+
 #include <string.h>
 
 enum { INDENT = 4 };
-
-static const char *decode_utf8(const char *p, uint32_t *code)
-{
-    const unsigned char *u = (const unsigned char *)p;
-    int more = u[0] < 0x80 ? 0 : u[0] < 0xe0 ? 1 : u[0] < 0xf0 ? 2 : 3;
-    *code = more ? u[0] & (0x3fu >> more) : u[0];
-    p++;
-    for (; more > 0 && ((unsigned char)*p & 0xc0) == 0x80; more--, p++)
-        *code = *code << 6 | ((unsigned char)*p & 0x3f);
-    return p;
-}
 
 static void print_string(const char *text, FILE *out)
 {
     static const char escapes[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
     fputc('"', out);
     while (*text) {
-        uint32_t code;
-        text = decode_utf8(text, &code);
+        uint32_t code = utf8_decode(text, &text);
         const char *escape = code < 0x80 ? strchr(escapes, (int)code) : NULL;
         if (escape)
             fprintf(out, "\\%c", letters[escape - escapes]);
@@ -40,6 +30,12 @@ static void print_string(const char *text, FILE *out)
             fprintf(out, "\\u%04X", code);
     }
     fputc('"', out);
+}
+
+void json_add_name(json_t *object, const char *key, const char *name)
+{
+    if (name)
+        json_object_set_new(object, key, json_string_nocheck(name));
 }
 
 static void print_value(const json_t *value, int indent, FILE *out);

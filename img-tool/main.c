@@ -6,16 +6,22 @@
  * qemu-img) takes a sub-command. Through a link named qemu-… it is a drop-in: same words, no hints.
  */
 #include "command.h"
+#include "progress.h"
 
 #include <base/coroutine.h>
 #include <base/error.h>
 #include <base/loop.h>
+#include <base/streams.h>
 #include <block/node.h>
+#include <objects/object.h>
 
+#include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct img_command *commands; /* by name */
 
@@ -81,6 +87,19 @@ static void print_version(void) { printf("%s version " VMM_VERSION " (vmm)\n", e
 
 static void print_driver(const struct blk_driver *driver, void *arg) { printf(" %s", driver->name); }
 
+/* Those of qemu-img that are refused by name (later.c). */
+static void print_missing_commands(void)
+{
+    const char *before = "\nRefused for now: ";
+    for (const struct img_command *command = commands; command; command = command->next) {
+        if (!command->usage) {
+            printf("%s%s", before, command->name);
+            before = ", ";
+        }
+    }
+    printf("\n");
+}
+
 static void print_help(void)
 {
     print_version();
@@ -91,9 +110,10 @@ static void print_help(void)
         if (command->usage)
             printf("  %s %s\n", command->name, command->usage);
     }
+    print_missing_commands();
     printf(
         "\n'%s COMMAND --help' tells more about one. What options mean everywhere:\n"
-        "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) where not given\n"
+        "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) if not given\n"
         "  -t CACHE         cache mode: writeback, none, writethrough, directsync, unsafe; -T for what is only read\n"
         "  -U               read although another program has the image open for writing\n"
         "  --image-opts     operands are key=value,... options of a block node instead of file names\n"
@@ -116,6 +136,8 @@ int img_command_help(const char *name)
     printf("usage: %s%s%s %s\n", error_program(), io ? "" : " ", io ? "" : name, command->usage);
     if (command->help)
         printf("%s\n", command->help);
+    if (command->missing)
+        printf("Refused for now: %s.\n", command->missing);
     return 0;
 }
 
@@ -145,7 +167,8 @@ static int run_command(const struct img_command *command, int argc, char **argv)
     optind = 0; /* have getopt start afresh, for the sub-command's own argv */
     int status = co_run(loop, co_run_command, &run);
     loop_free(loop);
-    if (fflush(stdout) != 0) {
+    objects_free();
+    if (fflush(stdout) != 0 && errno != EPIPE) { /* who stops reading has read enough */
         error_report("Could not write standard output: %m");
         return status ? status : 1;
     }
@@ -176,6 +199,9 @@ int main(int argc, char **argv)
     if (argc < 1)
         return 1;
     error_set_program(argv[0]);
+    streams_fill();
+    signal(SIGPIPE, SIG_IGN); /* a reader that is gone ends no copy */
+    progress_catch_signal();
     if (!strcmp(error_program(), "qemu-io"))
         return run_command(find_command("io"), argc, argv);
     int status;

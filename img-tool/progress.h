@@ -5,7 +5,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Starts at 0. `step`: print again after this many percent. Where not `enabled`, SIGUSR1 prints the state once. */
+/* Once, from main: from now on SIGUSR1 ends nothing, in any command. */
+void progress_catch_signal(void);
+/* Starts at 0. `step`: print again after this many percent. If not `enabled`, SIGUSR1 has the next update printed. */
 void progress_start(bool enabled, double step);
 void progress_update(uint64_t done, uint64_t total);
 /* Ends the line, if one was begun. */

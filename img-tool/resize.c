@@ -99,13 +99,14 @@ static bool target_size(const struct resize_args *args, uint64_t current, uint64
     return true;
 }
 
-static coroutine_fn int co_resize(struct blk_front *front, const struct resize_args *args)
+static coroutine_fn int co_resize(struct blk_front *front, void *arg)
 {
+    const struct resize_args *args = arg;
     struct error *error = NULL;
     uint64_t size;
     if (!target_size(args, blk_front_size(front), &size))
         return 1;
-    /* exact: where the file cannot be made as small as asked, say so. */
+    /* exact: a file that cannot be made as small as asked is an error. */
     if (blk_front_co_truncate(front, size, true, args->prealloc, &error) < 0) {
         error_report_free(error);
         return 1;
@@ -119,13 +120,7 @@ static coroutine_fn int co_run_resize(int argc, char **argv)
 {
     struct resize_args args = { .source = { .flags = BLK_O_RDWR | BLK_O_RESIZE }, .prealloc = "off" };
     int status = parse(argc, argv, &args);
-    if (status >= 0)
-        return status;
-    struct blk_front *front = image_co_open(args.filename, &args.source);
-    if (!front)
-        return 1;
-    status = co_resize(front, &args);
-    return image_co_close(front) < 0 ? 1 : status;
+    return status < 0 ? image_co_with(args.filename, &args.source, co_resize, &args) : status;
 }
 
 static struct img_command resize = {

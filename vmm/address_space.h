@@ -29,7 +29,7 @@ struct address_space {
 };
 
 void address_space_finish(struct address_space *space);
-/* -EBUSY where the range overlaps another region, -EINVAL where it is empty or wraps. */
+/* -EBUSY if the range overlaps another region, -EINVAL if it is empty or wraps. */
 int address_space_add(struct address_space *space, struct io_region *region);
 void address_space_remove(struct address_space *space, struct io_region *region);
 /* Where nothing answers: reads all ones, writes nothing. */

@@ -2,7 +2,7 @@
 /*
  * Direct boot of a Linux kernel (bzImage), as Documentation/arch/x86/boot.rst has it: the header is checked, the
  * protected-mode part goes to the address it wants, the initrd as high as the kernel allows, the zero page gets the
- * memory map. The kernel is entered at its 64-bit entry point where it has one, else at the 32-bit one.
+ * memory map. The kernel is entered at its 64-bit entry point if it has one, else at the 32-bit one.
  * Invariant: no number of the file is used as an address or length before it was checked against the file and guest
  * memory.
  */
@@ -108,16 +108,25 @@ static int check_header(struct kernel_file *file, const char *path, struct error
     return 0;
 }
 
-/* The kernel wants init_size bytes of memory from where it runs (boot protocol 2.10). */
-static int check_room(const struct machine *machine, const struct kernel_file *file, uint64_t length,
-                      struct error **errp)
+/* Where the kernel will run: it moves itself to pref_address if it was loaded below that (boot protocol 2.10). */
+static uint64_t runtime_start(const struct kernel_file *file)
 {
-    uint64_t room = length;
-    if (file->version >= 0x20a)
-        room = MAX(room, (uint64_t)load_le32(file->head + HDR_INIT_SIZE));
-    uint64_t start = KERNEL_LOAD_ADDRESS;
-    if (file->version >= 0x20a && !file->head[HDR_RELOCATABLE])
-        start = load_le64(file->head + HDR_PREF_ADDRESS);
+    if (file->version < 0x20a)
+        return KERNEL_LOAD_ADDRESS;
+    uint64_t preferred = load_le64(file->head + HDR_PREF_ADDRESS);
+    return file->head[HDR_RELOCATABLE] ? MAX(preferred, KERNEL_LOAD_ADDRESS) : preferred;
+}
+
+/* How much it needs there: init_size from protocol 2.10 on. */
+static uint64_t runtime_size(const struct kernel_file *file)
+{
+    uint64_t length = file->size - file->load_offset;
+    return file->version < 0x20a ? length : MAX(length, (uint64_t)load_le32(file->head + HDR_INIT_SIZE));
+}
+
+static int check_room(const struct machine *machine, const struct kernel_file *file, struct error **errp)
+{
+    uint64_t room = runtime_size(file), start = runtime_start(file);
     if (!memory_at(&machine->memory, start, room) || !memory_at(&machine->memory, KERNEL_LOAD_ADDRESS, room))
         return error_set(errp, -ENOMEM, "the guest has too little memory for the kernel: it needs %llu KiB from 0x%llx",
                          (unsigned long long)(room >> 10), (unsigned long long)start);
@@ -134,7 +143,7 @@ static int load_kernel(struct machine *machine, struct kernel_file *file, const 
     if (err)
         return err;
     uint64_t length = file->size - file->load_offset;
-    err = check_room(machine, file, length, errp);
+    err = check_room(machine, file, errp);
     if (err)
         return err;
     err = read_fully(file->fd, memory_at(&machine->memory, KERNEL_LOAD_ADDRESS, length), length, file->load_offset);
@@ -154,7 +163,8 @@ static int load_initrd(struct machine *machine, const struct kernel_file *file, 
         return fd;
     uint64_t end = (uint64_t)load_le32(file->head + HDR_INITRD_ADDR_MAX) + 1;
     end = align_down(MIN(end, machine->memory.blocks[0].size), 4096);
-    uint64_t kernel_end = KERNEL_LOAD_ADDRESS + MAX(file->size, (uint64_t)load_le32(file->head + HDR_INIT_SIZE));
+    /* Checked by check_room(): both are in memory. */
+    uint64_t kernel_end = MAX(runtime_start(file), KERNEL_LOAD_ADDRESS) + runtime_size(file);
     int err = 0;
     if (size > end || align_down(end - size, 4096) < kernel_end) {
         err = error_set(errp, -ENOMEM, "the guest has too little memory for the initrd '%s' (%llu KiB)", path,

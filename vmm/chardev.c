@@ -11,10 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
@@ -238,7 +240,7 @@ static int open_file(struct chardev *chardev, const char *path, struct error **e
     return chardev->out < 0 ? error_set_errno(errp, -errno, "Could not open '%s'", path) : 0;
 }
 
-static int open_pty(struct chardev *chardev, struct error **errp)
+static int open_pty(struct chardev *chardev, const char *label, struct error **errp)
 {
     int fd = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
     char name[64];
@@ -253,7 +255,7 @@ static int open_pty(struct chardev *chardev, struct error **errp)
         cfmakeraw(&raw);
         tcsetattr(chardev->pty_end, TCSANOW, &raw);
     }
-    fprintf(stderr, "char device redirected to %s (label serial0)\n", name);
+    fprintf(stderr, "char device redirected to %s (label %s)\n", name, label);
     return 0;
 }
 
@@ -270,7 +272,7 @@ static int open_stdio(struct chardev *chardev, bool mux, struct error **errp)
     return 0;
 }
 
-struct chardev *chardev_new(struct machine *machine, const char *backend, struct error **errp)
+struct chardev *chardev_new(struct machine *machine, const char *backend, const char *label, struct error **errp)
 {
     struct chardev *chardev = xcalloc(1, sizeof(*chardev));
     chardev->machine = machine;
@@ -284,7 +286,7 @@ struct chardev *chardev_new(struct machine *machine, const char *backend, struct
     else if (strncmp(backend, "file:", 5) == 0)
         err = open_file(chardev, backend + 5, errp);
     else if (strcmp(backend, "pty") == 0)
-        err = open_pty(chardev, errp);
+        err = open_pty(chardev, label, errp);
     else if (strcmp(backend, "null") != 0)
         err = error_set(errp, -EINVAL, "'%s' is not a valid char driver", backend);
     if (err) {
@@ -315,12 +317,29 @@ static void write_rest(struct chardev *chardev)
     }
 }
 
+/* What nobody has read when a pseudo-terminal closes is lost. Waits while somebody reads, a fifth of a second if nobody
+ * does. */
+static void wait_for_reader(const struct chardev *chardev)
+{
+    int unread = 0, before = INT_MAX;
+    for (unsigned idle = 0; idle < 20; idle++) {
+        poll(NULL, 0, 10);
+        if (ioctl(chardev->pty_end, FIONREAD, &unread) < 0 || !unread)
+            return;
+        if (unread < before)
+            idle = 0;
+        before = unread;
+    }
+}
+
 void chardev_free(struct chardev *chardev)
 {
     if (!chardev)
         return;
     if (chardev->length)
         write_rest(chardev);
+    if (chardev->pty_end >= 0)
+        wait_for_reader(chardev);
     if (chardev->in_watched)
         loop_fd_remove(&chardev->in_watch, in_removed);
     if (chardev->out_watched)

@@ -17,12 +17,13 @@ struct chardev_user {
     void (*send_break)(struct chardev_user *user);
 };
 
-/* `backend`: null, none, stdio, mon:stdio, file:PATH, pty. Main thread. NULL and *errp where it cannot be had. */
-struct chardev *chardev_new(struct machine *machine, const char *backend, struct error **errp);
+/* `backend`: null, stdio, mon:stdio, file:PATH, pty; `label` names it in messages. Main thread. NULL and *errp if it
+ * cannot be had. */
+struct chardev *chardev_new(struct machine *machine, const char *backend, const char *label, struct error **errp);
 void chardev_free(struct chardev *chardev); /* writes out what is left; takes NULL */
 void chardev_connect(struct chardev *chardev, struct chardev_user *user);
 
-/* With device_lock held. Takes one byte; false where the buffer is full (sent() follows). */
+/* With device_lock held. Takes one byte; false if the buffer is full (sent() follows). */
 bool chardev_put(struct chardev *chardev, uint8_t byte);
 bool chardev_can_put(const struct chardev *chardev);
 /* The user has room again. */

@@ -9,6 +9,7 @@
 #include "cmdline_values.h"
 
 #include <base/compiler.h>
+#include <objects/object.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,6 +82,12 @@ static int add_serial(struct config *config, const char *argument, struct error 
     return 0;
 }
 
+static void append_item(struct config_items *items, const char *option, const char *argument, struct opts *opts)
+{
+    items->items = xrealloc(items->items, (items->count + 1) * sizeof(items->items[0]));
+    items->items[items->count++] = (struct config_item){ option, argument, opts };
+}
+
 static int add_item(struct config_items *items, const char *option, const char *argument, const char *implied,
                     struct error **errp)
 {
@@ -92,8 +99,7 @@ static int add_item(struct config_items *items, const char *option, const char *
         opts_free(opts);
         return err;
     }
-    items->items = xrealloc(items->items, (items->count + 1) * sizeof(items->items[0]));
-    items->items[items->count++] = (struct config_item){ option, argument, opts };
+    append_item(items, option, argument, opts);
     return 0;
 }
 
@@ -123,9 +129,18 @@ static int add_device(struct config *config, const char *argument, struct error 
     return add_item(&config->devices, "-device", argument, "driver", errp);
 }
 
+/* The argument is argv's: secrets in it are overwritten there, and so are not in our messages either. */
 static int add_object(struct config *config, const char *argument, struct error **errp)
 {
-    return add_item(&config->objects, "-object", argument, "qom-type", errp);
+    if (object_help(argument))
+        exit(0);
+    struct opts *opts = object_parse((char *)argument, errp);
+    if (!opts) {
+        error_prepend(errp, "-object %s: ", argument);
+        return -EINVAL;
+    }
+    append_item(&config->objects, "-object", argument, opts);
+    return 0;
 }
 
 const struct cmdline_option cmdline_options[] = {
@@ -144,7 +159,8 @@ const struct cmdline_option cmdline_options[] = {
     { "blockdev", NULL, "[driver=]driver[,node-name=N][,option[=value][,...]]", "configure a block node",
       add_blockdev },
     { "device", NULL, "driver[,prop[=value][,...]]", "add a device; '-device help' lists them", add_device },
-    { "object", NULL, "TYPENAME[,PROP1=VALUE1,...]", "create an object: iothread,id=ID[,poll-max-ns=NS]", add_object },
+    { "object", NULL, "TYPENAME[,PROP1=VALUE1,...]", "create an object: iothread, secret; '-object help' lists them",
+      add_object },
     { "serial", NULL, "dev", "redirect the serial port to 'dev': stdio, mon:stdio, file:PATH, pty, null, none",
       add_serial },
     { "nographic", NULL, NULL, "serial port and monitor on this terminal (the default)", set_nographic },

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Command-line options whose arguments have parts. Each has a table of them; what the table lacks is refused by name.
- * The words of errors are QEMU's where it has some.
+ * The words of errors are QEMU's if it has some.
  */
 #include "cmdline_values.h"
 

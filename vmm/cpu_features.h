@@ -13,5 +13,5 @@ struct cpu_feature {
     uint8_t bit;
 };
 
-/* NULL where there is none. A name may be written with '_' for '-'. */
+/* NULL if there is none. A name may be written with '_' for '-'. */
 const struct cpu_feature *cpu_feature_find(const char *name);

@@ -27,7 +27,7 @@ enum {
     COMMAND_READ_OUTPUT_PORT = 0xd0,
     COMMAND_WRITE_OUTPUT_PORT = 0xd1,
     COMMAND_PULSE = 0xf0,
-    PULSE_RESET_NOT = 1, /* the reset line is pulsed where this bit is clear */
+    PULSE_RESET_NOT = 1, /* the reset line is pulsed if this bit is clear */
 };
 
 struct i8042 {

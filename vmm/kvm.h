@@ -40,7 +40,7 @@ int kvm_doorbell(struct kvm *kvm, uint64_t gpa, unsigned length, int fd, bool ad
 int kvm_irqfd(struct kvm *kvm, unsigned gsi, int fd, bool add);
 int kvm_irq_line(struct kvm *kvm, unsigned gsi, bool level);
 
-/* A GSI for a message-signalled interrupt; negative errno where none is left. Any thread. */
+/* A GSI for a message-signalled interrupt; negative errno if none is left. Any thread. */
 int kvm_msi_new(struct kvm *kvm);
 int kvm_msi_set(struct kvm *kvm, unsigned gsi, uint64_t address, uint32_t data);
 void kvm_msi_free(struct kvm *kvm, unsigned gsi);

@@ -42,7 +42,7 @@ struct device_ops {
     /* Stops taking requests and lets those in flight finish: holds *quiesce until then. vCPUs are paused. NULL:
      * nothing to wait for. */
     void (*quiesce)(struct device *device, struct quiesce *quiesce);
-    /* Goes on after quiesce where no reset followed. */
+    /* Goes on after quiesce if no reset followed. */
     void (*resume)(struct device *device);
     /* Describes the device in the ACPI DSDT, below the ISA bridge. NULL: it is found by other means. */
     void (*describe)(struct device *device, struct aml *aml);

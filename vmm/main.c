@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * vmm: reads the command line, builds the machine, runs the main loop, and ends in order: vCPUs paused, requests
- * finished, drives flushed as their cache mode says and closed, terminal restored. Exit status: 0 where the guest
+ * finished, drives flushed as their cache mode says and closed, terminal restored. Exit status: 0 if the guest
  * powered off (or reset with -no-reboot) or a signal ended us, 1 for an error, or what an isa-debug-exit device was
  * told.
  */
@@ -13,6 +13,8 @@
 #include "pidfile.h"
 
 #include <base/compiler.h>
+#include <base/streams.h>
+#include <objects/object.h>
 #include <stdlib.h>
 
 struct run {
@@ -64,7 +66,7 @@ static int take_down(struct run *run, struct loop *loop)
     co_run(loop, co_stop, run);
     machine_finish(&run->machine);
     int err = co_run(loop, co_close, NULL);
-    objects_finish();
+    objects_free();
     return err;
 }
 
@@ -88,6 +90,7 @@ static int run_machine(struct run *run, struct loop *loop)
 int main(int argc, char **argv)
 {
     error_set_program(argv[0]);
+    streams_fill();
     static struct run run;
     struct error *error = NULL;
     if (cmdline_parse(&run.config, argc, argv, &error) < 0 || signals_block(&error) < 0 ||

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* How much lies below the hole where not everything does: 2 GiB leaves room for a guest to move its PCI window. */
+/* How much lies below the hole if not everything does: 2 GiB leaves room for a guest to move its PCI window. */
 #define LOW_WHEN_SPLIT 0x80000000ull
 
 static int add_block(struct guest_memory *memory, uint64_t gpa, uint64_t size, struct error **errp)

@@ -31,7 +31,7 @@ struct guest_memory {
 int memory_init(struct guest_memory *memory, uint64_t size, struct error **errp);
 void memory_finish(struct guest_memory *memory);
 
-/* Host address of [gpa, gpa + length), or NULL where that is not all inside one block. An empty range is inside. */
+/* Host address of [gpa, gpa + length), or NULL if that is not all inside one block. An empty range is inside. */
 void *memory_at(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
 bool memory_copy_to(const struct guest_memory *memory, uint64_t gpa, const void *data, uint64_t length);
 bool memory_copy_from(const struct guest_memory *memory, uint64_t gpa, void *data, uint64_t length);

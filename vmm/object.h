@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* -object: iothreads. Main thread. */
+/* -object in the machine. Main thread; objects_free() (objects/object.h) ends them when all that used them are gone. */
 #pragma once
 
 #include "cmdline.h"
@@ -7,7 +7,5 @@
 struct loop;
 
 int objects_create(const struct config *config, struct error **errp);
-/* All that used them are gone. */
-void objects_finish(void);
 /* The loop of `-object iothread,id=ID`, or NULL. */
 struct loop *object_iothread(const char *id);

@@ -130,10 +130,11 @@ void pci_assign(struct machine *machine)
 
 /* ---- interrupt pins ---- */
 
+/* Pins lock held. */
 static void update_pin(struct pci_device *device)
 {
     struct pci_bus *bus = device->machine->pci;
-    bool visible = device->pin_raised && !(load_le16(device->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE);
+    bool visible = device->pin_raised && !device->pin_disabled;
     if (visible == device->pin_visible)
         return;
     device->pin_visible = visible;
@@ -153,6 +154,25 @@ void pci_set_pin(struct pci_device *device, bool raised)
     pthread_mutex_unlock(&bus->pins_lock);
 }
 
+/* The command register has changed. Device lock. */
+static void update_pin_disabled(struct pci_device *device)
+{
+    struct pci_bus *bus = device->machine->pci;
+    pthread_mutex_lock(&bus->pins_lock);
+    device->pin_disabled = load_le16(device->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE;
+    update_pin(device);
+    pthread_mutex_unlock(&bus->pins_lock);
+}
+
+static bool pin_raised(struct pci_device *device)
+{
+    struct pci_bus *bus = device->machine->pci;
+    pthread_mutex_lock(&bus->pins_lock);
+    bool raised = device->pin_raised;
+    pthread_mutex_unlock(&bus->pins_lock);
+    return raised;
+}
+
 /* ---- configuration space ---- */
 
 static uint32_t config_read(struct pci_bus *bus, unsigned devfn, unsigned offset, unsigned length)
@@ -166,7 +186,7 @@ static uint32_t config_read(struct pci_bus *bus, unsigned devfn, unsigned offset
         device->ops->config_read(device, offset, length);
     uint8_t bytes[4] = { 0 };
     memcpy(bytes, device->config + offset, MIN(length, 4u));
-    if (ranges_overlap(offset, length, PCI_STATUS, 1) && __atomic_load_n(&device->pin_raised, __ATOMIC_RELAXED))
+    if (ranges_overlap(offset, length, PCI_STATUS, 1) && pin_raised(device))
         bytes[PCI_STATUS - offset] |= PCI_STATUS_INTERRUPT;
     return load_le32(bytes);
 }
@@ -181,11 +201,8 @@ static void config_write(struct pci_bus *bus, unsigned devfn, unsigned offset, u
         uint8_t *byte = &device->config[offset + i];
         *byte = (uint8_t)((*byte & ~mask) | ((value >> 8 * i) & mask));
     }
-    if (ranges_overlap(offset, length, PCI_COMMAND, 2)) {
-        pthread_mutex_lock(&bus->pins_lock);
-        update_pin(device);
-        pthread_mutex_unlock(&bus->pins_lock);
-    }
+    if (ranges_overlap(offset, length, PCI_COMMAND, 2))
+        update_pin_disabled(device);
     if (ranges_overlap(offset, length, PCI_COMMAND, 2) || ranges_overlap(offset, length, PCI_BASE_ADDRESS_0, 24))
         update_bars(device);
     if (device->msix)
@@ -370,5 +387,6 @@ void pci_reset(struct pci_device *device)
     if (device->msix)
         msix_reset(device);
     pci_set_pin(device, false);
+    update_pin_disabled(device);
     update_bars(device);
 }

@@ -45,8 +45,10 @@ struct pci_device {
     uint8_t msix_capability; /* its offset in configuration space */
     uint8_t last_capability;
     uint8_t next_free; /* where the next capability goes */
-    bool pin_raised;   /* bus->pins_lock */
-    bool pin_visible;  /* pin_raised and not disabled: what the line counts */
+    /* bus->pins_lock: */
+    bool pin_raised;
+    bool pin_disabled; /* as the command register says, which other threads may not look at */
+    bool pin_visible;  /* raised and not disabled: what the line counts */
 };
 
 /* Chipset: the bus and its registers in both spaces. */
@@ -84,7 +86,7 @@ int msix_init(struct pci_device *device, unsigned count, unsigned bar, struct er
 void msix_free(struct pci_device *device);
 void msix_reset(struct pci_device *device);
 void msix_config_written(struct pci_device *device); /* the message control word may have changed */
-/* Any thread: the eventfd whose signal is this vector's interrupt (kept pending while masked); -1 where there is no
+/* Any thread: the eventfd whose signal is this vector's interrupt (kept pending while masked); -1 if there is no
  * such vector or MSI-X is off. */
 int msix_fd(const struct pci_device *device, unsigned vector);
 bool msix_enabled(const struct pci_device *device); /* any thread */

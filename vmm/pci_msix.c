@@ -3,7 +3,7 @@
  * MSI-X (PCI Local Bus 3.0, 6.8.2). Each vector has an eventfd that devices signal from any thread. While the vector
  * is unmasked KVM turns the signal into the interrupt (irqfd), without leaving the kernel. While it is masked nobody
  * reads the eventfd: its counter is the pending bit, and connecting it again delivers what came meanwhile.
- * Invariant: connected exactly where MSI-X is on, neither function nor vector is masked, and a route could be had.
+ * Invariant: a vector is connected exactly if MSI-X is on, neither function nor vector is masked, and there is a route.
  */
 #include "pci.h"
 

@@ -9,31 +9,55 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char *ours;
 
 static void remove_ours(void) { unlink(ours); }
 
+/* Locks the file that has the name: its last owner may have removed the one that was opened. 1: open it again. */
+static int lock(int fd, const char *path, struct error **errp)
+{
+    struct stat opened, named;
+
+    if (lockf(fd, F_TLOCK, 0) < 0)
+        return error_set_errno(errp, -errno, "cannot create PID file: Cannot lock pid file");
+    if (fstat(fd, &opened) < 0)
+        return error_set_errno(errp, -errno, "cannot create PID file: Cannot stat pid file");
+    return stat(path, &named) < 0 || named.st_dev != opened.st_dev || named.st_ino != opened.st_ino;
+}
+
+static int open_and_lock(const char *path, struct error **errp)
+{
+    int fd, ret;
+
+    do {
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            return error_set_errno(errp, -errno, "cannot create PID file: Could not create '%s'", path);
+        ret = lock(fd, path, errp);
+        if (ret != 0)
+            close(fd);
+    } while (ret > 0);
+    return ret < 0 ? ret : fd;
+}
+
 int pidfile_write(const char *path, struct error **errp)
 {
     char text[32];
+
     if (!path)
         return 0;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int fd = open_and_lock(path, errp), length = snprintf(text, sizeof(text), "%d\n", (int)getpid());
     if (fd < 0)
-        return error_set_errno(errp, -errno, "cannot create PID file: Could not create '%s'", path);
-    int length = snprintf(text, sizeof(text), "%d\n", (int)getpid());
-    if (lockf(fd, F_TLOCK, 0) < 0)
-        error_set_errno(errp, -errno, "cannot create PID file: Cannot lock pid file");
-    else if (ftruncate(fd, 0) < 0 || write(fd, text, (size_t)length) != length)
+        return fd;
+    if (ftruncate(fd, 0) < 0 || write(fd, text, (size_t)length) != length) {
         error_set_errno(errp, -errno, "cannot create PID file: Failed to write pid file");
-    else
-        ours = path;
-    if (!ours) {
         close(fd);
         return -EIO;
     }
+    ours = path;
     atexit(remove_ours);
     return 0; /* fd stays open: it is the lock */
 }

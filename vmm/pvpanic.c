@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * -device pvpanic: a guest's kernel tells that it panics through port 0x505, and the machine ends at once, disks
+ * -device pvpanic: a guest's kernel reports that it panics through port 0x505, and the machine ends at once, disks
  * flushed, instead of hanging. ACPI describes the port (QEMU0001), so Linux' pvpanic driver finds it.
  */
 #include "aml.h"
@@ -87,7 +87,7 @@ static coroutine_fn int co_create(struct machine *machine, struct opts *opts, st
 
 static struct device_model pvpanic = {
     .name = "pvpanic",
-    .description = "tells of a panic of the guest's kernel",
+    .description = "reports a panic of the guest's kernel",
     .options = options,
     .co_create = co_create,
 };

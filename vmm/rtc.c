@@ -192,7 +192,7 @@ static uint64_t rtc_read(void *opaque, uint64_t offset, unsigned length)
         value = rtc->cmos[RTC_A] & (uint8_t)~A_UPDATING;
         return value | (!(rtc->cmos[RTC_B] & B_SET) && host_ns() % NS >= NS - UPDATE_NS ? A_UPDATING : 0);
     case RTC_C:
-        catch_up(rtc);
+        update_interrupt(rtc); /* what is due interrupts, also if the guest sees its flag before the timer does */
         value = rtc->cmos[RTC_C];
         rtc->cmos[RTC_C] = 0;
         update_interrupt(rtc);

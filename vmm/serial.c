@@ -11,6 +11,7 @@
 
 #include <base/compiler.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -313,7 +314,9 @@ static int init_one(struct machine *machine, unsigned index, const char *backend
     machine_add_device(machine, &serial->device, &device_ops);
     serial_reset(&serial->device);
     struct error *error = NULL;
-    serial->chardev = chardev_new(machine, backend, &error);
+    char label[16];
+    snprintf(label, sizeof(label), "serial%u", index);
+    serial->chardev = chardev_new(machine, backend, label, &error);
     if (!serial->chardev) {
         error_prepend(&error, "-serial %s: ", backend);
         error_report_free(error);

@@ -179,7 +179,7 @@ static void complete_instruction(struct vcpu *cpu)
     ioctl(cpu->fd, KVM_RUN, 0);
 }
 
-/* Returns false where the thread is to end. */
+/* Returns false if the thread is to end. */
 static bool wait_while_paused(struct vcpu *cpu)
 {
     struct machine *machine = cpu->machine;

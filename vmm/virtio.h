@@ -50,7 +50,7 @@ struct virtio_device_ops {
     int (*queue_prepare)(struct virtio_queue *queue);
     /* After it stopped. Device lock. */
     void (*queue_release)(struct virtio_queue *queue);
-    /* On the loop: takes chains until there are none (virtio_queue_take). Returns false where it stopped earlier and is
+    /* On the loop: takes chains until there are none (virtio_queue_take). Returns false if it stopped earlier and is
      * to be called again. */
     bool (*queue_process)(struct virtio_queue *queue);
     /* On the loop: the queue is to stop; gives back or forgets what waits for nothing. NULL: nothing waits. */

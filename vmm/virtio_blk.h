@@ -21,6 +21,7 @@ struct virtio_blk_slot {
     uint32_t in_length; /* bytes that the driver gave us to write, status included */
     uint16_t head;
     bool busy;
+    bool filled; /* all that the driver gave us to write but the status has been written */
     uint8_t *status;
     /* Discard, write zeroes: a copy of what the driver asked for, and how far we are. */
     struct virtio_blk_discard_write_zeroes segments[VIRTIO_BLK_MAX_SEGMENTS];

@@ -64,8 +64,8 @@ static void complete(struct virtio_blk_slot *slot, uint8_t status)
 {
     __atomic_store_n(slot->status, status, __ATOMIC_RELAXED);
     slot->busy = false;
-    /* What was written from the start on: all, or (the status being last) nothing that can be vouched for. */
-    uint32_t written = status == VIRTIO_BLK_S_OK || slot->in_length == 1 ? slot->in_length : 0;
+    /* What was written from the start on: all, or (the status being last) nothing that can be vouched for (2.7.8.2). */
+    uint32_t written = slot->filled || slot->in_length == 1 ? slot->in_length : 0;
     virtio_queue_complete(slot->queue, slot->head, written);
 }
 
@@ -97,6 +97,7 @@ static void request_done(struct blk_request *request, int result)
         default: complete(slot, result == -ENOTSUP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR); return;
         }
     }
+    slot->filled = request->op == BLK_OP_READ && result >= 0;
     if (++slot->segment < slot->segment_count)
         submit_segment(slot);
     else
@@ -194,7 +195,7 @@ static void flush(struct virtio_blk_slot *slot)
     submit(slot);
 }
 
-/* The serial number, padded with zeroes; not terminated where it fills all. */
+/* The serial number, padded with zeroes; not terminated if it fills all. */
 static void get_id(struct virtio_blk_slot *slot, struct iovec *iov, unsigned count)
 {
     const char *serial = blk_of(slot->queue)->serial;
@@ -206,6 +207,7 @@ static void get_id(struct virtio_blk_slot *slot, struct iovec *iov, unsigned cou
         memcpy(iov[i].iov_base, id + done, part);
         done += part;
     }
+    slot->filled = done == slot->in_length - 1;
     complete(slot, VIRTIO_BLK_S_OK);
 }
 
@@ -220,6 +222,7 @@ static void start_request(struct virtio_blk_slot *slot, struct virtq_chain *chai
     slot->in_length = (uint32_t)chain->in_length;
     slot->type = le32toh(header.type);
     slot->segment = slot->segment_count = 0;
+    slot->filled = false;
     uint64_t sector = le64toh(header.sector), out_length = chain->out_length - sizeof(header);
     switch (slot->type) {
     case VIRTIO_BLK_T_IN: submit_data(slot, BLK_OP_READ, sector, in, in_count, chain->in_length - 1); break;

@@ -2,7 +2,7 @@
 /*
  * The split virtqueue (virtio 1.2, section 2.7), device side: only the layout of the ring. One user at a time: the loop
  * that serves the queue. Everything a driver wrote is copied out of guest memory once, then checked; what is wrong is
- * told by -EINVAL and a sentence in vq->error, after which the queue is not to be touched again.
+ * reported by -EINVAL and a sentence in vq->error, after which the queue is not to be touched again.
  */
 #pragma once
 
@@ -41,7 +41,7 @@ struct virtq_chain {
 int virtqueue_init(struct virtqueue *vq, const struct guest_memory *memory, uint16_t size, uint64_t desc,
                    uint64_t avail, uint64_t used, bool event_idx, bool indirect);
 
-/* Takes the next available chain's head: 1 and *head < size, 0 where there is none, -EINVAL. */
+/* Takes the next available chain's head: 1 and *head < size, 0 if there is none, -EINVAL. */
 int virtqueue_next(struct virtqueue *vq, uint16_t *head);
 /* Reads the chain that starts at head. chain->iov has room for vq->size entries. */
 int virtqueue_read_chain(struct virtqueue *vq, uint16_t head, struct virtq_chain *chain);

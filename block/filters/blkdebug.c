@@ -198,13 +198,13 @@ static void blkdebug_map(struct blk_node *node, enum blk_op op, unsigned flags, 
         extent->length = length;
         return;
     }
-    filter_map_to_child(node, offset, length, extent);
+    blk_extent_pass(extent, node->file, offset, length);
 }
 
 static coroutine_fn int blkdebug_co_extent(struct blk_node *node, uint64_t offset, uint64_t length,
                                            struct blk_extent *extent)
 {
-    filter_map_to_child(node, offset, length, extent);
+    blk_extent_pass(extent, node->file, offset, length);
     return co_judge(node->state, BLKDEBUG_BLOCK_STATUS, offset, length, NULL);
 }
 
@@ -293,6 +293,8 @@ static coroutine_fn int blkdebug_co_write(struct blk_node *node, uint64_t offset
 {
     struct blkdebug *s = node->state;
     struct blocks b;
+    if (flags & BLK_REQ_ABSENT_ONLY)
+        return -ENOTSUP; /* it writes whole blocks, with what it read before */
     int ret = blocks_init(node, offset, length, &b);
     bool rewrite = ret == 0 && b.length != length;
 
@@ -384,6 +386,7 @@ static const struct blk_driver blkdebug_driver = {
     .options = blkdebug_options,
     .protocol_prefixes = blkdebug_prefixes,
     .name_prefix = "blkdebug::",
+    .child_role = "image",
     .co_open = blkdebug_co_open,
     .co_close = blkdebug_co_close,
     .map = blkdebug_map,
@@ -394,6 +397,7 @@ static const struct blk_driver blkdebug_driver = {
     .co_discard = blkdebug_co_discard,
     .co_flush = blkdebug_co_flush,
     .co_truncate = blkdebug_co_truncate,
+    .child_changed = filter_follow_size,
 };
 
 BLK_DRIVER(blkdebug_driver)

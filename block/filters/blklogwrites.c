@@ -315,7 +315,7 @@ static void blklogwrites_child_perm(struct blk_node *node, const char *role, uns
 static void blklogwrites_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
                              struct blk_extent *extent)
 {
-    filter_map_to_child(node, offset, length, extent);
+    blk_extent_pass(extent, node->file, offset, length);
     if (op != BLK_OP_READ) {
         extent->kind = BLK_SLOW;
         extent->flags = 0;
@@ -346,6 +346,8 @@ static coroutine_fn int blklogwrites_co_write(struct blk_node *node, uint64_t of
     uint64_t head = offset - r.offset;
     int ret = 0;
 
+    if (flags & BLK_REQ_ABSENT_ONLY)
+        return -ENOTSUP; /* nobody knows what of it will be written */
     r.length = align_up(head + length, s->sector_size);
     AUTO_FREE uint8_t *buffer = blk_buffer_alloc(node, r.length);
     if (!buffer)
@@ -465,6 +467,7 @@ static const struct blk_driver blklogwrites_driver = {
     .co_discard = blklogwrites_co_discard,
     .co_flush = blklogwrites_co_flush,
     .co_truncate = blklogwrites_co_truncate,
+    .child_changed = filter_follow_size,
     .child_perm = blklogwrites_child_perm,
 };
 

@@ -13,18 +13,11 @@ static inline void filter_grow(struct blk_node *node)
         ;
 }
 
+/* A filter's child_changed. */
+static inline void filter_follow_size(struct blk_node *node) { atomic_store(&node->size, blk_node_size(node->file)); }
+
 /* Would the request make the node larger? Then the filter has to do it itself, to follow the child. */
 static inline bool filter_grows(struct blk_node *node, enum blk_op op, uint64_t offset, uint64_t length)
 {
     return op != BLK_OP_READ && op != BLK_OP_FLUSH && offset + length > blk_node_size(node);
-}
-
-static inline void filter_map_to_child(struct blk_node *node, uint64_t offset, uint64_t length,
-                                       struct blk_extent *extent)
-{
-    extent->kind = BLK_DATA;
-    extent->flags = BLK_EXTENT_RAW | BLK_EXTENT_RECURSE;
-    extent->length = length;
-    extent->child = node->file;
-    extent->child_offset = offset;
 }

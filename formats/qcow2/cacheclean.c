@@ -5,7 +5,10 @@
  *
  * What is not durable stays; a slice waits for the requests that may see it, as one that was evicted (l2cache.c).
  */
-#include "qcow2.h"
+#include "cacheclean.h"
+
+#include "l2.h"
+#include "refcount.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 
@@ -32,15 +35,6 @@ static void timer_fired(struct loop_timer *timer)
     co_start(co_clean, s);
 }
 
-int qcow2_clean_options(struct qcow2 *s, struct opts *opts, struct error **errp)
-{
-    int ret = opts_number(opts, qcow2_options, "cache-clean-interval", &s->clean_interval, errp);
-
-    if (ret >= 0 && s->clean_interval > UINT32_MAX)
-        return error_set(errp, -EINVAL, "Cache clean interval too big");
-    return ret < 0 ? ret : 0;
-}
-
 void qcow2_clean_start(struct qcow2 *s)
 {
     s->clean_timer.fn = timer_fired;
@@ -48,10 +42,11 @@ void qcow2_clean_start(struct qcow2 *s)
         loop_timer_arm(s->node->loop, &s->clean_timer, loop_now_ns() + s->clean_interval * NS_PER_S);
 }
 
-/* Lock held, s->closing set. */
 coroutine_fn void qcow2_co_clean_stop(struct qcow2 *s)
 {
+    co_mutex_lock(&s->lock);
     loop_timer_disarm(&s->clean_timer);
     while (s->cleaning)
         co_cond_wait(&s->commit_done, &s->lock);
+    co_mutex_unlock(&s->lock);
 }

@@ -8,6 +8,11 @@
  */
 #include "check.h"
 
+#include "l2.h"
+#include "overlap.h"
+#include "refcount.h"
+#include "snapshot.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,7 +33,7 @@ void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt,
 /* ---- counting ---- */
 
 /* One reference to each cluster of [offset, offset + length). */
-static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length)
+static void count_as(struct qcow2_checker *c, uint64_t offset, uint64_t length, bool as_table)
 {
     const struct qcow2 *s = c->s;
     uint64_t end = 0, file_size = blk_node_size(s->node->file);
@@ -38,29 +43,42 @@ static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length)
     if (!checked_add(offset, length, &end) || end > INT64_MAX ||
         (end > file_size && align_up(end, s->cluster_size) - file_size >= s->cluster_size)) {
         c->check->corruptions++;
-        qcow2_check_say(
-            c, true,
-            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%" PRIx64
-            " size 0x%" PRIx64,
-            offset, length);
+        qcow2_check_say(c, true,
+                        "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
+                        "offset 0x%" PRIx64 " size 0x%" PRIx64,
+                        offset, length);
         return;
     }
     uint64_t last = (end - 1) >> s->cluster_bits;
-    for (uint64_t i = offset >> s->cluster_bits; i <= last && i < c->clusters; i++)
+    for (uint64_t i = offset >> s->cluster_bits; i <= last && i < c->clusters; i++) {
         c->counts[i] += c->counts[i] < UINT32_MAX;
+        if (i < c->not_tables_clusters && !as_table)
+            c->not_tables[i / 64] |= UINT64_C(1) << i % 64;
+    }
 }
 
-static void count_compressed(struct qcow2_checker *c, uint64_t entry, bool statistics)
+static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length) { count_as(c, offset, length, false); }
+
+/* May a repair write to the table? If an entry takes it for data, that would change what the guest reads. */
+static bool may_mend(const struct qcow2_checker *c, uint64_t table)
+{
+    uint64_t cluster = table >> c->s->cluster_bits;
+
+    return qcow2_in_cluster(c->s, table) == 0 && cluster < c->not_tables_clusters &&
+           !(c->not_tables[cluster / 64] >> cluster % 64 & 1);
+}
+
+static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, bool statistics)
 {
     uint64_t offset, length;
 
-    if (entry & QCOW2_COPIED) {
+    if (qcow2_entry_copied(entry)) {
         unsigned x = 62 - (c->s->cluster_bits - 8);
         qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
-                        entry & ((UINT64_C(1) << x) - 1));
+                        entry.word & ((UINT64_C(1) << x) - 1));
         c->check->corruptions++;
     }
-    qcow2_compressed_place(c->s->cluster_bits, entry, &offset, &length);
+    qcow2_entry_compressed_place(entry, c->s->cluster_bits, &offset, &length);
     /* The last sector may be cut short by the file's end; what matters is which clusters are meant. */
     uint64_t first = align_down(offset, BLK_SECTOR_SIZE);
     count(c, first, align_up(offset + length, BLK_SECTOR_SIZE) - first);
@@ -83,35 +101,36 @@ static coroutine_fn int co_write_table(struct qcow2_checker *c, uint64_t table, 
 }
 
 /* A zero cluster needs no place: one that cannot be right is simply dropped. */
-static bool mend_zero(const struct qcow2_checker *c, uint64_t entry, uint64_t *slot)
+static bool mend_zero(const struct qcow2_checker *c, struct qcow2_entry entry, uint64_t *slot)
 {
-    bool mend = (c->fix & BLK_FIX_ERRORS) && slot && qcow2_kind(entry) == QCOW2_ZERO_ALLOCATED;
+    bool mend = (c->fix & BLK_FIX_ERRORS) && slot && qcow2_entry_kind(entry) == QCOW2_ZERO_ALLOCATED;
 
     qcow2_check_say(c, !mend, "%s offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.",
-                    mend ? "Repairing" : "ERROR", entry & QCOW2_OFFSET_MASK,
-                    entry & QCOW2_ZERO ? "Preallocated cluster" : "Data cluster");
+                    mend ? "Repairing" : "ERROR", qcow2_entry_host(entry),
+                    qcow2_entry_zero_flag(entry) ? "Preallocated cluster" : "Data cluster");
     c->check->corruptions += !mend;
     c->check->corruptions_fixed += mend;
     if (mend)
-        *slot = qcow2_be(QCOW2_ZERO);
+        qcow2_entry_store(slot, 0, qcow2_entry_zero());
     return mend;
 }
 
 /* Returns whether the entry was changed; `slot` is NULL in tables that are not mended. */
-static bool count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *slot, uint64_t *next, bool statistics)
+static bool count_entry(struct qcow2_checker *c, struct qcow2_entry entry, uint64_t *slot, uint64_t *next,
+                        bool statistics)
 {
-    uint64_t offset = entry & QCOW2_OFFSET_MASK;
-    enum qcow2_kind kind = qcow2_kind(entry);
+    uint64_t offset = qcow2_entry_host(entry);
+    enum qcow2_kind kind = qcow2_entry_kind(entry);
 
     if (kind == QCOW2_IS_COMPRESSED) {
         count_compressed(c, entry, statistics);
         return false;
     }
-    if (entry & QCOW2_L2_RESERVED) {
-        qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry);
+    if (qcow2_entry_reserved_bits(entry)) {
+        qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry.word);
         c->check->corruptions++;
     }
-    if (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED)
+    if (!qcow2_entry_has_cluster(entry))
         return false;
     if (qcow2_in_cluster(c->s, offset) && mend_zero(c, entry, slot))
         return true;
@@ -127,7 +146,7 @@ static bool count_entry(struct qcow2_checker *c, uint64_t entry, uint64_t *slot,
 
 static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool active)
 {
-    bool changed = false, mendable = active && qcow2_in_cluster(c->s, table) == 0;
+    bool changed = false, mendable = active && may_mend(c, table);
     uint64_t next = 0;
     int ret = blk_co_read(c->s->node->file, table, buffer, c->s->cluster_size);
 
@@ -136,8 +155,8 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
         c->check->check_errors++;
         return ret;
     }
-    for (uint64_t i = 0; i < c->s->cluster_size / 8; i++)
-        changed |= count_entry(c, be64toh(buffer[i]), mendable ? &buffer[i] : NULL, &next, active);
+    for (uint64_t i = 0; i < c->s->cluster_size >> QCOW2_ENTRY_SHIFT; i++)
+        changed |= count_entry(c, qcow2_entry_load(buffer, i), mendable ? &buffer[i] : NULL, &next, active);
     return changed ? co_write_table(c, table, buffer) : 0;
 }
 
@@ -157,7 +176,7 @@ static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1,
             qcow2_check_say(c, true, "ERROR found L1 entry with reserved bits set: %" PRIx64, entry);
             c->check->corruptions++;
         }
-        count(c, table, c->s->cluster_size);
+        count_as(c, table, c->s->cluster_size, qcow2_in_cluster(c->s, table) == 0);
         if (qcow2_in_cluster(c->s, table)) {
             qcow2_check_say(c, true, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 entry corrupted",
                             table);
@@ -213,7 +232,13 @@ static coroutine_fn int co_count_bitmap(struct qcow2_checker *c, uint64_t offset
     uint64_t *table = NULL;
 
     count(c, offset, bytes);
-    if (bytes > MAX_BITMAP_TABLE || !(table = malloc(bytes + 1)))
+    if (bytes > MAX_BITMAP_TABLE) {
+        qcow2_check_say(c, true, "ERROR bitmap table at %#" PRIx64 " is too large: %" PRIu64 " bytes", offset, bytes);
+        c->check->corruptions++;
+        return 0;
+    }
+    table = malloc(bytes + 1);
+    if (!table)
         return -ENOMEM;
     int ret = blk_co_read(c->s->node->file, offset, table, bytes);
     for (uint64_t i = 0; ret == 0 && i < bytes / 8; i++) {
@@ -234,7 +259,13 @@ static coroutine_fn int co_count_bitmaps(struct qcow2_checker *c)
     if (!(s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || s->bitmap_count == 0)
         return 0;
     count(c, s->bitmap_directory_offset, size);
-    AUTO_FREE uint8_t *directory = size <= MAX_BITMAP_DIRECTORY ? malloc(size + 1) : NULL;
+    if (size > MAX_BITMAP_DIRECTORY) {
+        qcow2_check_say(c, true, "ERROR bitmap directory at %#" PRIx64 " is too large: %" PRIu64 " bytes",
+                        s->bitmap_directory_offset, size);
+        c->check->corruptions++;
+        return 0;
+    }
+    AUTO_FREE uint8_t *directory = malloc(size + 1);
     if (!directory)
         return -ENOMEM;
     int ret = blk_co_read(s->node->file, s->bitmap_directory_offset, directory, size);
@@ -314,6 +345,22 @@ coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c)
     return ret;
 }
 
+coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c)
+{
+    struct blk_check silent = { 0 };
+    struct qcow2_checker first = { .s = c->s, .check = &silent };
+
+    first.not_tables_clusters = div_round_up(blk_node_size(c->s->node->file), c->s->cluster_size);
+    first.not_tables = calloc(first.not_tables_clusters / 64 + 1, sizeof(*first.not_tables));
+    if (!first.not_tables)
+        return -ENOMEM;
+    int ret = qcow2_co_count_references(&first);
+    free(first.counts);
+    c->not_tables = first.not_tables;
+    c->not_tables_clusters = first.not_tables_clusters;
+    return ret;
+}
+
 /* ---- comparing ---- */
 
 static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster, unsigned fix)
@@ -374,21 +421,20 @@ static coroutine_fn uint64_t co_refcount_of(struct qcow2_checker *c, uint64_t of
 
 static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *slot, unsigned fix)
 {
-    uint64_t entry = be64toh(*slot);
-    enum qcow2_kind kind = qcow2_kind(entry);
+    struct qcow2_entry entry = qcow2_entry_load(slot, 0);
 
-    if (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED)
+    if (!qcow2_entry_has_cluster(entry))
         return false;
-    uint64_t refcount = co_refcount_of(c, entry & QCOW2_OFFSET_MASK);
-    if (refcount == UINT64_MAX || (refcount == 1) == ((entry & QCOW2_COPIED) != 0))
+    uint64_t refcount = co_refcount_of(c, qcow2_entry_host(entry));
+    if (refcount == UINT64_MAX || (refcount == 1) == qcow2_entry_copied(entry))
         return false;
     qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64,
-                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", entry, refcount);
+                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", entry.word, refcount);
     if (!(fix & BLK_FIX_ERRORS)) {
         c->check->corruptions++;
         return false;
     }
-    *slot = qcow2_be(refcount == 1 ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
+    qcow2_entry_store(slot, 0, qcow2_entry_with_copied(entry, refcount == 1));
     c->check->corruptions_fixed++;
     return true;
 }
@@ -399,7 +445,9 @@ static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, 
     bool changed = false;
     int ret = blk_co_read(s->node->file, table, buffer, s->cluster_size);
 
-    for (uint64_t i = 0; ret == 0 && i < s->cluster_size / 8; i++)
+    if (!may_mend(c, table))
+        fix = 0;
+    for (uint64_t i = 0; ret == 0 && i < s->cluster_size >> QCOW2_ENTRY_SHIFT; i++)
         changed |= co_check_l2_entry(c, &buffer[i], fix);
     return ret == 0 && changed ? co_write_table(c, table, buffer) : ret;
 }

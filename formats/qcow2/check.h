@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "qcow2.h"
+#include "state.h"
 
 struct qcow2_checker {
     struct qcow2 *s;
@@ -14,18 +14,23 @@ struct qcow2_checker {
     uint32_t *counts;  /* references found, by cluster */
     uint64_t clusters; /* of the file: entries of counts */
     bool rebuild;      /* the refcount structures themselves are damaged */
+    /* For a repair, a bit a cluster: something names it that does not take it for an L2 table. NULL: not collected. */
+    uint64_t *not_tables;
+    uint64_t not_tables_clusters; /* for so many */
 };
 
 __attribute__((format(printf, 3, 4))) void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt,
                                                            ...);
 
+/* Before a repair: finds what is named as an L2 table and as something else too, which is never written to. */
+coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c);
 /* Counts all references of the image. 0 or -errno: the image could not be read, or memory. */
 coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c);
 /* Compares the counts with the refcounts; mends what `fix` (BLK_FIX_*) allows. */
 coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fix);
 /* The COPIED flags of the active tables. */
 coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix);
-/* Refcount table and blocks anew, behind the end of the file; then the old ones are leaks. */
+/* Refcount table and blocks anew, where nothing is; then the old ones are leaks. */
 coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c);
 /* The image was not closed: its refcounts may be stale. Silent. */
 coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s);

@@ -3,30 +3,46 @@
  * Check as a whole, and repair.
  *
  * Single wrong refcounts are set right where they are. Where a block of refcounts is missing or damaged, or calls a
- * cluster free that is in use, nothing may be allocated by it: table and blocks are then built anew behind the end of
- * the file, and named in the header last. COPIED flags follow the refcounts once those are durable; the dirty and
- * corrupt bits go when nothing is wrong any more.
+ * cluster free that is in use, nothing may be allocated by it: table and blocks are then built anew where nothing is,
+ * and named in the header last. COPIED flags follow the refcounts once those are durable; the dirty and corrupt bits go
+ * when nothing is wrong any more.
  */
 #include "check.h"
+
+#include "commit.h"
+#include "driver.h"
+#include "header.h"
+#include "l2.h"
+#include "overlap.h"
+#include "refcount.h"
 
 #include <string.h>
 
 /* ---- rebuilding ---- */
 
+/* Clusters that are looked at behind the end: more than tables take. */
+#define MAX_TRIES (UINT64_C(1) << 18)
+
 struct rebuild {
-    uint64_t total, blocks, table_clusters, first; /* clusters; `first` is the first new one */
-    uint8_t *memory;                               /* the blocks, then the table */
+    uint64_t total, blocks, table_clusters; /* clusters; of the file as it will be */
+    uint64_t *place;                        /* cluster of each block, then the table's first */
+    uint8_t *memory;                        /* the blocks, then the table */
 };
 
-static int build(struct qcow2_checker *c, struct rebuild *r)
+static void free_rebuild(struct rebuild *r)
 {
-    const struct qcow2 *s = c->s;
-    uint64_t per_block = UINT64_C(1) << s->refblock_bits, max = qcow2_refcount_max(s->header.refcount_order);
+    free(r->place);
+    free(r->memory);
+}
 
-    r->first = c->clusters;
+/* How many blocks and clusters of the table count `clusters`, and themselves if they come behind these. */
+static void measure(const struct qcow2 *s, struct rebuild *r, uint64_t clusters, bool behind)
+{
+    uint64_t per_block = UINT64_C(1) << s->refblock_bits;
+
     r->blocks = r->table_clusters = 1;
     for (;;) {
-        r->total = c->clusters + r->blocks + r->table_clusters;
+        r->total = clusters + (behind ? r->blocks + r->table_clusters : 0);
         if (r->blocks * per_block < r->total)
             r->blocks++;
         else if (r->table_clusters * s->cluster_size < r->blocks * 8)
@@ -34,28 +50,129 @@ static int build(struct qcow2_checker *c, struct rebuild *r)
         else
             break;
     }
-    if (r->table_clusters * s->cluster_size > QCOW2_MAX_REFTABLE_BYTES)
+}
+
+/* The first cluster behind the file and behind tables that a damaged header places there. */
+static int place_behind(const struct qcow2_checker *c, struct rebuild *r, uint64_t *first)
+{
+    const struct qcow2 *s = c->s;
+
+    for (*first = c->clusters; *first < c->clusters + MAX_TRIES; ++*first) {
+        measure(s, r, *first, true);
+        if (!qcow2_overlap(s, *first << s->cluster_bits, (r->total - *first) << s->cluster_bits,
+                           QCOW2_REGION_REFTABLE | QCOW2_REGION_REFBLOCK))
+            return 0;
+    }
+    return -EFBIG;
+}
+
+/* Takes the first `want` clusters in a row to which nothing refers. False: there are none. */
+static bool take_unused(const struct qcow2_checker *c, uint64_t end, uint64_t want, uint64_t *first)
+{
+    uint64_t run = 0, at = 0;
+
+    while (at < end && run < want)
+        run = c->counts[at++] ? 0 : run + 1;
+    *first = at - run;
+    for (uint64_t i = 0; i < run && run == want; i++)
+        c->counts[*first + i] = 1;
+    return run == want;
+}
+
+/* Behind the end of the file, or inside a host that does not grow. What the old structures lie in is in use until the
+ * header names the new ones. */
+static int place(struct qcow2_checker *c, struct rebuild *r)
+{
+    const struct qcow2 *s = c->s;
+    bool grows = qcow2_host_grows(s);
+    uint64_t end = blk_node_size(s->node->file) >> s->cluster_bits, first = 0;
+    int ret = 0;
+
+    if (grows)
+        ret = place_behind(c, r, &first);
+    else
+        measure(s, r, c->clusters, false);
+    if (ret < 0 || r->table_clusters * s->cluster_size > QCOW2_MAX_REFTABLE_BYTES)
         return -EFBIG;
+    r->place = calloc(r->blocks + 1, sizeof(*r->place));
+    if (!r->place)
+        return -ENOMEM;
+    for (uint64_t i = 0; i <= r->blocks && grows; i++)
+        r->place[i] = first + i;
+    if (grows)
+        return 0;
+    bool room = take_unused(c, end, r->table_clusters, &r->place[r->blocks]);
+    for (uint64_t i = 0; i < r->blocks && room; i++)
+        room = take_unused(c, end, 1, &r->place[i]);
+    return room ? 0 : -ENOSPC;
+}
+
+static bool set_count(const struct qcow2 *s, struct rebuild *r, uint64_t cluster, uint64_t value)
+{
+    uint64_t index = cluster & ((UINT64_C(1) << s->refblock_bits) - 1);
+
+    qcow2_refcount_set(r->memory + (cluster >> s->refblock_bits) * s->cluster_size, s->header.refcount_order, index,
+                       value);
+    return value <= qcow2_refcount_max(s->header.refcount_order);
+}
+
+static void forget_reference(struct qcow2_checker *c, uint64_t cluster)
+{
+    if (cluster < c->clusters && c->counts[cluster] > qcow2_refcount_max(c->s->header.refcount_order))
+        c->counts[cluster]--;
+}
+
+/* The old table and blocks are counted too until they are given back, but not where narrow refcounts have no room for
+ * it: a damaged table may name clusters of others. What is counted stays above zero, so it is not taken for unused. */
+static void forget_old_references(struct qcow2_checker *c)
+{
+    const struct qcow2 *s = c->s;
+    uint64_t table = s->reftable_offset >> s->cluster_bits;
+
+    for (uint64_t i = 0; i < s->reftable_entries; i++)
+        forget_reference(c, be64toh(s->reftable[i]) >> s->cluster_bits);
+    for (uint64_t i = 0; i < s->reftable_entries * 8 >> s->cluster_bits; i++)
+        forget_reference(c, table + i);
+}
+
+static int build(struct qcow2_checker *c, struct rebuild *r)
+{
+    const struct qcow2 *s = c->s;
+    bool fits = true;
+    int ret = place(c, r);
+
+    if (ret < 0)
+        return ret;
     r->memory = calloc(r->blocks + r->table_clusters, s->cluster_size);
     if (!r->memory)
         return -ENOMEM;
-    for (uint64_t i = 0; i < r->total; i++) {
-        uint64_t value = i < c->clusters ? c->counts[i] : 1;
-        if (value > max)
-            return -ERANGE;
-        qcow2_refcount_set(r->memory + (i >> s->refblock_bits) * s->cluster_size, s->header.refcount_order,
-                           i & (per_block - 1), value);
+    forget_old_references(c);
+    for (uint64_t i = 0; i < c->clusters; i++)
+        fits = set_count(s, r, i, c->counts[i]) && fits;
+    for (uint64_t i = 0; i < r->blocks; i++) {
+        set_count(s, r, r->place[i], 1);
+        store_be64(r->memory + r->blocks * s->cluster_size + i * 8, r->place[i] << s->cluster_bits);
     }
-    for (uint64_t i = 0; i < r->blocks; i++)
-        store_be64(r->memory + r->blocks * s->cluster_size + i * 8, (r->first + i) << s->cluster_bits);
-    return 0;
+    for (uint64_t i = 0; i < r->table_clusters; i++)
+        set_count(s, r, r->place[r->blocks] + i, 1);
+    return fits ? 0 : -ERANGE;
+}
+
+static coroutine_fn int co_write_rebuilt(struct qcow2 *s, const struct rebuild *r)
+{
+    int ret = 0;
+
+    for (uint64_t i = 0; i <= r->blocks && ret == 0; i++)
+        ret = blk_co_write(s->node->file, r->place[i] << s->cluster_bits, r->memory + i * s->cluster_size,
+                           (i < r->blocks ? 1 : r->table_clusters) << s->cluster_bits, 0);
+    return ret < 0 ? ret : blk_co_flush(s->node->file);
 }
 
 /* The new structures in place of the old ones in memory. */
 static int adopt(struct qcow2 *s, const struct rebuild *r)
 {
     qcow2_refcounts_free(s);
-    s->reftable_offset = (r->first + r->blocks) << s->cluster_bits;
+    s->reftable_offset = r->place[r->blocks] << s->cluster_bits;
     s->reftable_entries = r->table_clusters * s->cluster_size / 8;
     s->reftable_disk_entries = s->reftable_entries;
     s->reftable_moved = false;
@@ -67,7 +184,7 @@ static int adopt(struct qcow2 *s, const struct rebuild *r)
     if (!s->reftable || !s->reftable_dirty || !s->refblocks)
         return -ENOMEM;
     memcpy(s->reftable, r->memory + r->blocks * s->cluster_size, s->reftable_entries * 8);
-    s->free_cursor = 0;
+    s->free_cursor = s->free_bytes = 0;
     s->fresh_from = MAX(s->fresh_from, r->total);
     return qcow2_collect_metadata(s);
 }
@@ -76,24 +193,24 @@ coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
 {
     struct qcow2 *s = c->s;
     struct rebuild r = { 0 };
-    int ret = build(c, &r);
 
     qcow2_check_say(c, false, "Rebuilding refcount structure");
+    int ret = build(c, &r);
+    if (ret == -ENOSPC)
+        qcow2_check_say(c, true, "ERROR no room for new refcount structures: make '%s' larger",
+                        s->node->file->filename);
     if (ret == 0)
-        ret = blk_co_write(s->node->file, r.first << s->cluster_bits, r.memory,
-                           (r.blocks + r.table_clusters) << s->cluster_bits, 0);
-    if (ret == 0)
-        ret = blk_co_flush(s->node->file);
+        ret = co_write_rebuilt(s, &r);
     if (ret == 0) {
         co_mutex_lock(&s->lock);
-        qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, (r.first + r.blocks) << s->cluster_bits);
+        qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, r.place[r.blocks] << s->cluster_bits);
         qcow2_header_set32(s, QCOW2_AT_REFTABLE_CLUSTERS, (uint32_t)r.table_clusters);
         ret = qcow2_co_header_write(s);
         if (ret == 0)
             ret = adopt(s, &r);
         co_mutex_unlock(&s->lock);
     }
-    free(r.memory);
+    free_rebuild(&r);
     return ret;
 }
 
@@ -156,6 +273,8 @@ static coroutine_fn int co_check_all(struct qcow2_checker *c)
     int ret = blk_node_writable(s->node) ? qcow2_co_settle(s) : 0;
 
     c->check->total_clusters = div_round_up(s->header.size, s->cluster_size);
+    if (ret == 0 && c->fix)
+        ret = qcow2_co_find_tables(c);
     if (ret == 0)
         ret = qcow2_co_count_references(c);
     if (ret < 0)
@@ -195,6 +314,7 @@ coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, 
         qcow2_slices_forget(s);
     int ret = co_check_all(&c);
     free(c.counts);
+    free(c.not_tables);
     if (fix)
         qcow2_slices_forget(s);
     if (ret < 0 && errp && !*errp)

@@ -1,36 +1,39 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Group commit: the one way by which changed metadata reaches the file.
+ * Group commit: the one way by which changed metadata reaches the file. commit.h has the rules W1 to W10.
  *
  * A commit copies what is dirty under the lock, then writes without it:
- *   phase 0  new refcount blocks (and a moved refcount table with all that counts it), flush, then the header that names
- *            a moved table;
+ *   phase 0  new refcount blocks (and a moved refcount table with all that counts it), flush, then the header that
+ *            names a moved table (W1);
  *   phase 1  refcounts that went up, refcount table entries of new blocks; flush: now these and all guest data that was
- *            written before the copy are durable;
+ *            written before the copy are durable (W2, W3);
  *   phase 2  L2 slices and L1 entries of the copy; flush.
- * Only then are clusters whose entries went away passed on (free.c). A copy holds no entry whose data write had not
- * completed: what an entry on disk refers to is durable, and no freed cluster is reused before its entry is gone.
+ * Only then are clusters whose entries went away passed on (W5, free.c).
  *
- * One commit runs at a time. A flush needs one that starts after it came; all that come during a commit share the next.
- * What a failed commit could not write is dirty again, and none of its flushes is acknowledged.
+ * One commit runs at a time. A flush needs one that starts after it came; all that come during a commit share the next
+ * (W7).
  */
-#include "qcow2.h"
+#include "commit.h"
 
+#include "dirty.h"
+#include "driver.h"
+#include "free.h"
+#include "header.h"
+#include "refcount.h"
+#include "writeback.h"
+
+#include <base/testpoint.h>
 #include <string.h>
 
-/* Dirty metadata is written after this long at the latest. */
-#define COMMIT_AFTER_NS UINT64_C(5000000000)
-/* Freed runs that make a commit worth while, and those that make a writer wait for it. */
-#define FREED_KICK 4096u
-#define FREED_MAX 65536u
 /* With lazy refcounts: as many dirty blocks are written although nobody needs it, to bound memory. */
 #define LAZY_DIRTY_MAX 64u
 
 struct commit {
-    struct qcow2_writeback fresh, table, refcounts, names, entries;
+    struct qcow2_writeback new_blocks, moved_table, refcounts, table_sectors, mapping;
     struct qcow2_slice **slices;
     size_t slice_count;
     bool l1, moved;
+    bool named; /* the moved table may be in force: the header that names it may be on disk */
     uint64_t table_offset, table_entries;
     struct qcow2_limbo *limbo;
 };
@@ -43,20 +46,19 @@ static bool refcounts_wanted(const struct qcow2 *s)
 static bool anything_to_do(const struct qcow2 *s)
 {
     return s->dirty_count || s->l1_dirty_count || s->freed.count || s->reftable_moved || !list_empty(&s->limbo) ||
-           (s->refblock_dirty_count && refcounts_wanted(s)) || atomic_load(&s->header_unsure);
+           s->punch_set.count || (s->refblock_dirty_count && refcounts_wanted(s)) || atomic_load(&s->header_unsure);
 }
 
 /* ---- copying ---- */
 
-/* Sectors of a table: bit 0 dirty, bit 1 in the running commit. */
-static int capture_sectors(struct qcow2_writeback *wb, uint8_t *flags, const void *memory, uint64_t bytes,
-                           uint64_t offset)
+/* Parts of a table, `unit` bytes each: bit 0 dirty, bit 1 in the running commit. */
+static int capture_parts(struct qcow2_writeback *wb, uint8_t *flags, uint32_t unit, const void *memory, uint64_t bytes,
+                         uint64_t offset)
 {
-    for (uint64_t i = 0; i * BLK_SECTOR_SIZE < bytes; i++) {
+    for (uint64_t i = 0; i * unit < bytes; i++) {
         if (!(flags[i] & 1))
             continue;
-        int ret = qcow2_writeback_add(wb, offset + i * BLK_SECTOR_SIZE, (const uint8_t *)memory + i * BLK_SECTOR_SIZE,
-                                      BLK_SECTOR_SIZE);
+        int ret = qcow2_writeback_add(wb, offset + i * unit, (const uint8_t *)memory + i * unit, unit);
         if (ret < 0)
             return ret;
         flags[i] = 2;
@@ -64,12 +66,12 @@ static int capture_sectors(struct qcow2_writeback *wb, uint8_t *flags, const voi
     return 0;
 }
 
-/* Returns how many sectors are dirty afterwards. */
-static uint32_t release_sectors(uint8_t *flags, uint64_t bytes, bool ok)
+/* Returns how many parts are dirty afterwards. */
+static uint32_t release_parts(uint8_t *flags, uint32_t unit, uint64_t bytes, bool ok)
 {
     uint32_t dirty = 0;
 
-    for (uint64_t i = 0; i * BLK_SECTOR_SIZE < bytes; i++) {
+    for (uint64_t i = 0; i * unit < bytes; i++) {
         if (flags[i] == 2)
             flags[i] = ok ? 0 : 1;
         flags[i] &= 1;
@@ -87,7 +89,7 @@ static int capture_refcounts(struct qcow2 *s, struct commit *c)
         if (!block->dirty)
             continue;
         if (block->fresh)
-            ret = qcow2_writeback_add(&c->fresh, block->host_offset, block->data, (uint32_t)s->cluster_size);
+            ret = qcow2_writeback_add(&c->new_blocks, block->host_offset, block->data, (uint32_t)s->cluster_size);
         else
             ret = qcow2_writeback_add(&c->refcounts, block->host_offset + block->dirty_start,
                                       block->data + block->dirty_start, block->dirty_end - block->dirty_start);
@@ -98,24 +100,25 @@ static int capture_refcounts(struct qcow2 *s, struct commit *c)
         s->refblock_dirty_count--;
     }
     if (!s->reftable_moved)
-        return capture_sectors(&c->names, s->reftable_dirty, s->reftable, s->reftable_entries * 8, s->reftable_offset);
+        return capture_parts(&c->table_sectors, s->reftable_dirty, BLK_SECTOR_SIZE, s->reftable,
+                             s->reftable_entries * 8, s->reftable_offset);
     c->moved = true;
     c->table_offset = s->reftable_offset;
     c->table_entries = s->reftable_entries;
     s->reftable_moved = false;
     memset(s->reftable_dirty, 0, div_round_up(s->reftable_entries * 8, BLK_SECTOR_SIZE));
-    return qcow2_writeback_add(&c->table, s->reftable_offset, s->reftable, (uint32_t)(s->reftable_entries * 8));
+    return qcow2_writeback_add(&c->moved_table, s->reftable_offset, s->reftable, (uint32_t)(s->reftable_entries * 8));
 }
 
-static int capture_entries(struct qcow2 *s, struct commit *c)
+static int capture_mapping(struct qcow2 *s, struct commit *c)
 {
     c->slices = malloc((s->dirty_count + 1) * sizeof(struct qcow2_slice *));
     if (!c->slices)
         return -ENOMEM;
     while (!list_empty(&s->dirty_slices)) {
         struct qcow2_slice *slice = list_first(&s->dirty_slices, struct qcow2_slice, dirty_link);
-        int ret = qcow2_writeback_add(&c->entries, slice->host_offset, (const void *)slice->entries,
-                                      8u << s->slice_bits);
+        int ret = qcow2_writeback_add(&c->mapping, slice->host_offset, (const void *)slice->words,
+                                      (uint32_t)qcow2_slice_bytes(s));
         if (ret < 0)
             return ret;
         list_remove(&slice->dirty_link);
@@ -128,8 +131,8 @@ static int capture_entries(struct qcow2 *s, struct commit *c)
         return 0;
     s->l1_dirty_count = 0;
     c->l1 = true;
-    return capture_sectors(&c->entries, s->l1_dirty, (const void *)s->l1, (uint64_t)s->l1_size * 8,
-                           s->header.l1_offset);
+    return capture_parts(&c->mapping, s->l1_dirty, s->write_unit, (const void *)s->l1, (uint64_t)s->l1_size * 8,
+                         s->header.l1_offset);
 }
 
 static int capture(struct qcow2 *s, struct commit *c)
@@ -143,16 +146,16 @@ static int capture(struct qcow2 *s, struct commit *c)
     if (refcounts_wanted(s))
         ret = capture_refcounts(s, c);
     if (ret == 0)
-        ret = capture_entries(s, c);
+        ret = capture_mapping(s, c);
     if (ret == 0)
-        ret = qcow2_writeback_copy(&c->fresh, s->node->file);
+        ret = qcow2_writeback_copy(&c->new_blocks, s->node->file);
     if (ret == 0)
-        ret = qcow2_writeback_copy(&c->table, s->node->file);
+        ret = qcow2_writeback_copy(&c->moved_table, s->node->file);
     if (ret == 0)
         ret = qcow2_writeback_copy(&c->refcounts, s->node->file);
     if (ret == 0)
-        ret = qcow2_writeback_copy(&c->names, s->node->file);
-    return ret < 0 ? ret : qcow2_writeback_copy(&c->entries, s->node->file);
+        ret = qcow2_writeback_copy(&c->table_sectors, s->node->file);
+    return ret < 0 ? ret : qcow2_writeback_copy(&c->mapping, s->node->file);
 }
 
 /* ---- writing ---- */
@@ -169,48 +172,53 @@ static coroutine_fn int co_name_table(struct qcow2 *s, const struct commit *c)
     return ret;
 }
 
+/* W1 */
 static coroutine_fn int co_phase_0(struct qcow2 *s, struct commit *c)
 {
-    int ret = qcow2_co_writeback_write(&c->fresh, s->node->file);
+    int ret = qcow2_co_writeback_write(&c->new_blocks, s->node->file);
 
     if (ret == 0)
-        ret = qcow2_co_writeback_write(&c->table, s->node->file);
+        ret = qcow2_co_writeback_write(&c->moved_table, s->node->file);
     /* The table's clusters may be counted by blocks that were there before. */
     if (ret == 0 && c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);
-    return ret == 0 && c->moved ? co_name_table(s, c) : ret;
+    if (ret < 0 || !c->moved)
+        return ret;
+    c->named = true;
+    return co_name_table(s, c);
 }
 
-/* What was written under one header must not be acknowledged while the disk may have another. */
+/* W8 */
 static coroutine_fn int co_make_header_sure(struct qcow2 *s, const struct commit *c)
 {
-    int ret = 0;
-
+    if (!atomic_load(&s->header_unsure) || c->moved) /* phase 0 writes it */
+        return 0;
     co_mutex_lock(&s->lock);
-    if (atomic_load(&s->header_unsure) && !c->moved) /* else phase 0 does it */
-        ret = qcow2_co_header_write(s);
+    int ret = qcow2_co_header_write(s);
     co_mutex_unlock(&s->lock);
     return ret;
 }
 
 static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
 {
-    int ret = atomic_load(&s->header_unsure) ? co_make_header_sure(s, c) : 0;
+    int ret = co_make_header_sure(s, c);
 
-    if (ret == 0 && (c->fresh.count || c->moved))
+    testpoint_co("qcow2-commit-phase-0");
+    if (ret == 0 && (c->new_blocks.count || c->moved))
         ret = co_phase_0(s, c);
+    testpoint_co("qcow2-commit-phase-1");
     if (ret == 0 && !c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
-    /* A new block is counted by itself, or by another new one that is named before it in the table (reftable.c): no
-     * sector of the table may land before those in front of it. */
+    /* W4: no sector of the table lands before those in front of it. */
     if (ret == 0)
-        ret = qcow2_co_writeback_write_in_order(&c->names, s->node->file);
+        ret = qcow2_co_writeback_write_in_order(&c->table_sectors, s->node->file);
     if (ret == 0)
-        ret = blk_co_flush(s->node->file);
-    if (ret == 0 && c->entries.count) {
-        ret = qcow2_co_writeback_write(&c->entries, s->node->file);
+        ret = blk_co_flush(s->node->file); /* W2, W3 */
+    testpoint_co("qcow2-commit-phase-2");
+    if (ret == 0 && c->mapping.count) {
+        ret = qcow2_co_writeback_write(&c->mapping, s->node->file);
         if (ret == 0)
             ret = blk_co_flush(s->node->file);
     }
@@ -235,7 +243,7 @@ static void settle_slices(struct qcow2 *s, struct commit *c, bool ok)
         }
     }
     if (c->l1)
-        s->l1_dirty_count = release_sectors(s->l1_dirty, (uint64_t)s->l1_size * 8, ok);
+        s->l1_dirty_count = release_parts(s->l1_dirty, s->write_unit, (uint64_t)s->l1_size * 8, ok);
 }
 
 static void settle_refcounts(struct qcow2 *s, struct commit *c, bool ok)
@@ -248,13 +256,13 @@ static void settle_refcounts(struct qcow2 *s, struct commit *c, bool ok)
         block->committing = false;
         if (!ok) {
             qcow2_refblock_dirty(s, block, 0, (uint32_t)s->cluster_size);
-        } else if (block->fresh) {
+        } else {
             block->fresh = false;
-            s->refblock_fresh_count--;
         }
     }
-    release_sectors(s->reftable_dirty, s->reftable_entries * 8, ok);
-    if (c->moved && !ok)
+    release_parts(s->reftable_dirty, BLK_SECTOR_SIZE, s->reftable_entries * 8, ok);
+    /* Once it may be in force it has not moved any more: what changes in it now lands in order (W4). */
+    if (c->moved && !c->named)
         s->reftable_moved = true;
 }
 
@@ -262,7 +270,7 @@ static void settle_freed(struct qcow2 *s, struct commit *c, bool ok)
 {
     struct qcow2_limbo *limbo = c->limbo;
 
-    if (ok && limbo->freed.count) {
+    if (ok && limbo->freed.count) { /* W5 */
         list_append(&s->limbo, &limbo->link);
         return;
     }
@@ -283,17 +291,18 @@ static coroutine_fn void co_run_commit(struct qcow2 *s)
     co_mutex_unlock(&s->lock);
     if (ret == 0)
         ret = co_write_out(s, &c);
+    testpoint_co("qcow2-commit-written");
     co_mutex_lock(&s->lock);
     if (c.limbo) {
         settle_slices(s, &c, ret == 0);
         settle_refcounts(s, &c, ret == 0);
         settle_freed(s, &c, ret == 0);
     }
-    qcow2_writeback_finish(&c.fresh);
-    qcow2_writeback_finish(&c.table);
+    qcow2_writeback_finish(&c.new_blocks);
+    qcow2_writeback_finish(&c.moved_table);
     qcow2_writeback_finish(&c.refcounts);
-    qcow2_writeback_finish(&c.names);
-    qcow2_writeback_finish(&c.entries);
+    qcow2_writeback_finish(&c.table_sectors);
+    qcow2_writeback_finish(&c.mapping);
     free(c.slices);
     s->commits_done = number;
     if (ret == 0)
@@ -313,7 +322,7 @@ static coroutine_fn void co_run_commit(struct qcow2 *s)
 /* Lock held. */
 static coroutine_fn int co_commit_locked(struct qcow2 *s)
 {
-    uint64_t wanted = s->commits_started + 1;
+    uint64_t wanted = s->commits_started + 1; /* W7 */
 
     while (s->commits_done < wanted) {
         if (s->commit_running)
@@ -341,103 +350,75 @@ coroutine_fn int qcow2_co_flush(struct blk_node *node)
     return qcow2_co_commit(s);
 }
 
+/* Clusters that are on their way to be free. */
+static uint64_t becoming_free(const struct qcow2 *s) { return s->freeing + s->punch_set.count; }
+
+coroutine_fn int qcow2_co_make_room(struct qcow2 *s)
+{
+    uint64_t before = becoming_free(s);
+    int ret = 0;
+
+    if (before == 0)
+        return -ENOSPC;
+    if (s->freed.count || s->commit_running)
+        ret = co_commit_locked(s);
+    if (ret < 0)
+        return ret;
+    s->reap_error = 0;
+    qcow2_co_reap(s, true);
+    return becoming_free(s) < before ? 0 : s->reap_error;
+}
+
 coroutine_fn int qcow2_co_settle(struct qcow2 *s)
 {
-    int ret;
+    int ret, failed = 0;
 
     co_mutex_lock(&s->lock);
-    do {
+    for (;;) {
         ret = co_commit_locked(s);
-        if (ret == 0) {
-            qcow2_co_reap(s, true);
-            ret = s->reap_error;
-            s->reap_error = 0;
-        }
-    } while (ret == 0 && anything_to_do(s));
+        if (ret < 0 || failed < 0)
+            break;
+        s->reap_error = 0;
+        qcow2_co_reap(s, true);
+        failed = s->reap_error; /* a leak, but no reason to leave others: the rest is committed still */
+        if (failed == 0 && !anything_to_do(s))
+            break;
+    }
     co_mutex_unlock(&s->lock);
+    return ret < 0 ? ret : failed;
+}
+
+coroutine_fn int qcow2_co_settle_all(struct qcow2 *s)
+{
+    bool lazy = s->lazy_refcounts;
+
+    s->lazy_refcounts = false;
+    int ret = qcow2_co_settle(s);
+    s->lazy_refcounts = lazy;
     return ret;
 }
 
-/* ---- in the background: all on the node's home loop, where it is closed too ---- */
+/* ---- without being asked ---- */
 
 static coroutine_fn void co_background_commit(void *arg)
 {
     struct qcow2 *s = arg;
 
     co_mutex_lock(&s->lock);
-    if (!s->closing && anything_to_do(s))
-        co_commit_locked(s); /* an error stays with the dirty state: the next flush meets it */
+    if (!s->closing && !atomic_load(&s->drained)) {
+        if (anything_to_do(s))
+            co_commit_locked(s); /* an error stays with the dirty state: the next flush meets it */
+        qcow2_co_reap(s, false);
+    }
     s->background = false;
     co_cond_broadcast(&s->commit_done);
     co_mutex_unlock(&s->lock);
 }
 
-static coroutine_fn void co_timer_commit(void *arg)
-{
-    struct qcow2 *s = arg;
-
-    co_mutex_lock(&s->lock);
-    s->timer_state = QCOW2_TIMER_IDLE;
-    bool start = !s->background && !s->closing;
-    if (start)
-        s->background = true;
-    co_cond_broadcast(&s->commit_done);
-    co_mutex_unlock(&s->lock);
-    if (start)
-        co_background_commit(s);
-}
-
-static void timer_fired(struct loop_timer *timer)
-{
-    co_start(co_timer_commit, container_of(timer, struct qcow2, timer));
-}
-
-static coroutine_fn void co_arm_timer(void *arg)
-{
-    struct qcow2 *s = arg;
-
-    co_mutex_lock(&s->lock);
-    if (s->closing) {
-        s->timer_state = QCOW2_TIMER_IDLE;
-    } else {
-        s->timer_state = QCOW2_TIMER_ARMED;
-        s->timer.fn = timer_fired;
-        loop_timer_arm(s->node->loop, &s->timer, loop_now_ns() + COMMIT_AFTER_NS);
-    }
-    co_cond_broadcast(&s->commit_done);
-    co_mutex_unlock(&s->lock);
-}
-
-void qcow2_note_dirty(struct qcow2 *s)
-{
-    if (s->closing)
-        return;
-    if (s->timer_state == QCOW2_TIMER_IDLE) {
-        s->timer_state = QCOW2_TIMER_ARMING;
-        co_start_on(s->node->loop, co_arm_timer, s);
-    }
-    if (!s->background && (s->dirty_count > s->max_slices / 4 || s->freed.count > FREED_KICK)) {
-        s->background = true;
-        co_start_on(s->node->loop, co_background_commit, s);
-    }
-}
-
 coroutine_fn void qcow2_co_throttle(struct qcow2 *s)
 {
-    if (s->dirty_count > s->max_slices / 2 || s->freed.count > FREED_MAX)
+    if (qcow2_too_dirty(s))
         co_commit_locked(s);
 }
 
-coroutine_fn void qcow2_co_stop_background(struct qcow2 *s)
-{
-    co_mutex_lock(&s->lock);
-    s->closing = true;
-    if (s->timer_state == QCOW2_TIMER_ARMED && s->timer.heap_index) {
-        loop_timer_disarm(&s->timer);
-        s->timer_state = QCOW2_TIMER_IDLE;
-    }
-    while (s->timer_state != QCOW2_TIMER_IDLE || s->background)
-        co_cond_wait(&s->commit_done, &s->lock);
-    qcow2_co_clean_stop(s);
-    co_mutex_unlock(&s->lock);
-}
+void qcow2_commit_init(struct qcow2 *s) { s->co_background_commit = co_background_commit; }

@@ -1,24 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Compressed clusters: where they lie, decoding them in the worker pool, and the few decoded last.
+ * Compressed clusters: encoding, decoding in the worker pool, and the few decoded last.
  *
  * A decoded cluster belongs to one entry of one guest cluster; requests that need it while it is being decoded wait
  * for it instead of doing the work again, and small sequential reads find it. When the entry changes it is forgotten.
  */
-#include "qcow2.h"
+#include "compress.h"
 
 #include <string.h>
 #include <zlib.h>
 #include <zstd.h>
-
-void qcow2_compressed_place(unsigned cluster_bits, uint64_t entry, uint64_t *offset, uint64_t *length)
-{
-    unsigned x = 62 - (cluster_bits - 8);
-    uint64_t more_sectors = (entry >> x) & ((UINT64_C(1) << (cluster_bits - 8)) - 1);
-
-    *offset = entry & ((UINT64_C(1) << x) - 1);
-    *length = (more_sectors + 1) * BLK_SECTOR_SIZE - (*offset & (BLK_SECTOR_SIZE - 1));
-}
 
 /* ---- decoding ---- */
 
@@ -65,6 +56,35 @@ int qcow2_decompress(enum qcow2_compression how, const uint8_t *in, size_t in_le
                              : inflate_cluster(in, in_length, out, out_length);
 }
 
+/* ---- encoding ---- */
+
+/* The specification's form: raw deflate, window 4 KiB. */
+static size_t deflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
+{
+    z_stream stream = {
+        .next_in = (Bytef *)(uintptr_t)in,
+        .avail_in = (uInt)in_length,
+        .next_out = out,
+        .avail_out = (uInt)out_length,
+    };
+
+    if (deflateInit2(&stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY) != Z_OK)
+        return 0;
+    bool whole = deflate(&stream, Z_FINISH) == Z_STREAM_END;
+    deflateEnd(&stream);
+    return whole ? out_length - stream.avail_out : 0;
+}
+
+size_t qcow2_compress(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
+{
+    if (how == QCOW2_ZLIB)
+        return deflate_cluster(in, in_length, out, out_length);
+    size_t got = ZSTD_compress(out, out_length, in, in_length, ZSTD_CLEVEL_DEFAULT);
+    return ZSTD_isError(got) ? 0 : got;
+}
+
+/* ---- decoding in the pool ---- */
+
 struct decode_job {
     enum qcow2_compression how;
     const uint8_t *in;
@@ -80,15 +100,15 @@ static int decode_in_pool(void *arg)
     return qcow2_decompress(job->how, job->in, job->in_length, job->out, job->out_length);
 }
 
-static coroutine_fn int co_decode(struct qcow2 *s, uint64_t entry, uint8_t *out)
+static coroutine_fn int co_decode(struct qcow2 *s, struct qcow2_entry entry, uint8_t *out)
 {
     uint64_t offset, length;
 
-    qcow2_compressed_place(s->cluster_bits, entry, &offset, &length);
-    uint8_t *in = blk_buffer_alloc(s->node->file, length);
+    qcow2_entry_compressed_place(entry, s->cluster_bits, &offset, &length);
+    uint8_t *in = blk_buffer_alloc(qcow2_data_file(s), length);
     if (!in)
         return -ENOMEM;
-    int ret = blk_co_read(s->node->file, offset, in, length);
+    int ret = blk_co_read(qcow2_data_file(s), offset, in, length);
     if (ret == 0) {
         struct decode_job job = { s->header.compression, in, length, out, s->cluster_size };
         ret = pool_co_run(decode_in_pool, &job);
@@ -133,18 +153,18 @@ void qcow2_decoded_free(struct qcow2 *s)
         unlist(s, list_first(&s->decoded, struct qcow2_decoded, link));
 }
 
-static struct qcow2_decoded *find_decoded(struct qcow2 *s, uint64_t guest_cluster, uint64_t entry)
+static struct qcow2_decoded *find_decoded(struct qcow2 *s, uint64_t guest_cluster, struct qcow2_entry entry)
 {
     struct qcow2_decoded *d;
 
     list_for_each(d, &s->decoded, link) {
-        if (d->guest_cluster == guest_cluster && d->entry == entry)
+        if (d->guest_cluster == guest_cluster && qcow2_entry_equal(d->entry, entry))
             return d;
     }
     return NULL;
 }
 
-static struct qcow2_decoded *new_decoded(struct qcow2 *s, uint64_t guest_cluster, uint64_t entry)
+static struct qcow2_decoded *new_decoded(struct qcow2 *s, uint64_t guest_cluster, struct qcow2_entry entry)
 {
     struct qcow2_decoded *d = calloc(1, sizeof(*d));
 
@@ -166,7 +186,7 @@ static struct qcow2_decoded *new_decoded(struct qcow2 *s, uint64_t guest_cluster
 }
 
 /* With a reference of the caller's. */
-static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, uint64_t entry,
+static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, struct qcow2_entry entry,
                                        struct qcow2_decoded **out)
 {
     struct qcow2_decoded *d = find_decoded(s, guest_cluster, entry);
@@ -195,7 +215,7 @@ static coroutine_fn int co_get_decoded(struct qcow2 *s, uint64_t guest_cluster, 
     return 0;
 }
 
-coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length,
+coroutine_fn int qcow2_co_read_compressed(struct qcow2 *s, struct qcow2_entry entry, uint64_t offset, uint64_t length,
                                           const struct iovec *iov, int iov_count)
 {
     struct qcow2_decoded *d;

@@ -2,16 +2,29 @@
 /*
  * Creating an image: options, layout, first metadata.
  *
- * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. What the
- * file held before is made unreadable first, durably, and the header's first sector comes last: a create that was cut off
- * leaves a file that is no qcow2 image, or the old one untouched, never a mixture. With preallocation the finished image is
- * opened and its clusters are allocated like any others.
+ * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. What
+ * the file held before is made unreadable first, durably, and the header's first sector comes last: a create that was
+ * cut off leaves a file that is no qcow2 image, or the old one untouched, never a mixture. With preallocation the
+ * finished image is opened and its clusters are allocated like any others.
  */
-#include "qcow2.h"
+#include "driver.h"
+#include "header.h"
+#include "refcount.h"
+#include "truncate.h"
 
 #include <string.h>
 
 static const char *const preallocation_words[] = { "off", "metadata", "falloc", "full", NULL };
+
+struct plan {
+    /* Options. */
+    const char *backing_name, *backing_format, *prealloc, *compat, *compression;
+    uint64_t cluster_size, refcount_bits;
+    bool lazy, data_file_raw;
+    /* Layout. */
+    struct qcow2_header header;
+    uint64_t reftable_clusters, refblocks, l1_clusters;
+};
 
 /* In the order in which create tells them (help sorts by name). */
 const struct opt_desc qcow2_create_options[] = {
@@ -48,44 +61,61 @@ const struct opt_desc qcow2_create_options[] = {
       .type = OPT_NUMBER,
       .flags = OPT_MISSING,
       .help = "Time to spend in PBKDF in milliseconds" },
-    { .name = "cluster_size", .type = OPT_SIZE, .def = "65536", .help = "qcow2 cluster size" },
+    { .name = "cluster_size",
+      .type = OPT_SIZE,
+      .def = "65536",
+      .help = "qcow2 cluster size",
+      .at = OPT_AT(struct plan, cluster_size) },
     { .name = "extended_l2", .type = OPT_BOOL, .flags = OPT_MISSING, .def = "off", .help = "Extended L2 tables" },
     { .name = "preallocation",
       .type = OPT_STRING,
-      .help = "Preallocation mode (allowed values: off, metadata, falloc, full)" },
+      .help = "Preallocation mode (allowed values: off, metadata, falloc, full)",
+      .at = OPT_AT(struct plan, prealloc) },
     { .name = "compression_type",
       .type = OPT_STRING,
       .def = "zlib",
-      .help = "Compression method used for image cluster compression" },
+      .help = "Compression method used for image cluster compression",
+      .at = OPT_AT(struct plan, compression) },
     { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
-    { .name = "compat", .type = OPT_STRING, .help = "Compatibility level (v2 [0.10] or v3 [1.1])" },
-    { .name = "backing_file", .type = OPT_STRING, .help = "File name of a base image" },
-    { .name = "backing_fmt", .type = OPT_STRING, .help = "Image format of the base image" },
+    { .name = "compat",
+      .type = OPT_STRING,
+      .help = "Compatibility level (v2 [0.10] or v3 [1.1])",
+      .at = OPT_AT(struct plan, compat) },
+    { .name = "backing_file",
+      .type = OPT_STRING,
+      .help = "File name of a base image",
+      .at = OPT_AT(struct plan, backing_name) },
+    { .name = "backing_fmt",
+      .type = OPT_STRING,
+      .help = "Image format of the base image",
+      .at = OPT_AT(struct plan, backing_format) },
     { .name = "data_file", .type = OPT_STRING, .flags = OPT_MISSING, .help = "File name of an external data file" },
     { .name = "data_file_raw",
       .type = OPT_BOOL,
       .flags = OPT_MISSING,
-      .help = "The external data file must stay valid as a raw image" },
-    { .name = "lazy_refcounts", .type = OPT_BOOL, .def = "off", .help = "Postpone refcount updates" },
-    { .name = "refcount_bits", .type = OPT_NUMBER, .def = "16", .help = "Width of a reference count entry in bits" },
+      .help = "The external data file must stay valid as a raw image",
+      .at = OPT_AT(struct plan, data_file_raw) },
+    { .name = "lazy_refcounts",
+      .type = OPT_BOOL,
+      .def = "off",
+      .help = "Postpone refcount updates",
+      .at = OPT_AT(struct plan, lazy) },
+    { .name = "refcount_bits",
+      .type = OPT_NUMBER,
+      .def = "16",
+      .help = "Width of a reference count entry in bits",
+      .at = OPT_AT(struct plan, refcount_bits) },
     { 0 },
-};
-
-struct plan {
-    struct qcow2_header header;
-    const char *backing_name, *backing_format, *prealloc;
-    uint64_t cluster_size, reftable_clusters, refblocks, l1_clusters;
 };
 
 /* ---- options ---- */
 
 /* Options whose features do not exist here yet are refused by name, never ignored. */
-static int refuse_missing(struct opts *opts, struct error **errp)
+static int refuse_missing(const struct plan *p, struct opts *opts, struct error **errp)
 {
-    bool raw = false;
-    int ret = opts_bool(opts, qcow2_create_options, "data_file_raw", &raw, errp);
+    int ret = 0;
 
-    if (ret >= 0 && raw && !opts_has(opts, "data_file"))
+    if (p->data_file_raw && !opts_has(opts, "data_file"))
         return error_set(errp, -EINVAL, "data-file-raw requires data-file");
     for (const struct opt_desc *desc = qcow2_create_options; ret >= 0 && desc->name; desc++) {
         bool asked = opts_has(opts, desc->name);
@@ -99,75 +129,50 @@ static int refuse_missing(struct opts *opts, struct error **errp)
     return ret < 0 ? ret : 0;
 }
 
-static int take_version(struct opts *opts, struct plan *p, struct error **errp)
+static int plan_version(struct plan *p, struct error **errp)
 {
-    const char *compat = "1.1", *compression = "zlib";
-    int ret = opts_string(opts, qcow2_create_options, "compat", &compat, errp);
-
-    if (ret >= 0)
-        ret = opts_string(opts, qcow2_create_options, "compression_type", &compression, errp);
-    if (ret < 0)
-        return ret;
-    if (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0)
+    if (strcmp(p->compat, "0.10") == 0 || strcmp(p->compat, "v2") == 0)
         p->header.version = 2;
-    else if (strcmp(compat, "1.1") == 0 || strcmp(compat, "v3") == 0)
+    else if (strcmp(p->compat, "1.1") == 0 || strcmp(p->compat, "v3") == 0)
         p->header.version = 3;
     else
-        return error_set(errp, -EINVAL, "Parameter 'version' does not accept value '%s'", compat);
-    if (strcmp(compression, "zstd") == 0) {
+        return error_set(errp, -EINVAL, "Parameter 'version' does not accept value '%s'", p->compat);
+    if (strcmp(p->compression, "zstd") == 0) {
         p->header.compression = QCOW2_ZSTD;
         p->header.incompatible |= QCOW2_INCOMPAT_COMPRESSION;
-    } else if (strcmp(compression, "zlib") != 0) {
-        return error_set(errp, -EINVAL, "Parameter 'compression-type' does not accept value '%s'", compression);
+    } else if (strcmp(p->compression, "zlib") != 0) {
+        return error_set(errp, -EINVAL, "Parameter 'compression-type' does not accept value '%s'", p->compression);
     }
     return 0;
 }
 
-static int take_widths(struct opts *opts, struct plan *p, struct error **errp)
+static int plan_widths(struct plan *p, struct error **errp)
 {
-    uint64_t refcount_bits = 16;
-    bool lazy = false;
-    int ret = opts_size(opts, qcow2_create_options, "cluster_size", &p->cluster_size, errp);
-
-    if (ret >= 0)
-        ret = opts_number(opts, qcow2_create_options, "refcount_bits", &refcount_bits, errp);
-    if (ret >= 0)
-        ret = opts_bool(opts, qcow2_create_options, "lazy_refcounts", &lazy, errp);
-    if (ret < 0)
-        return ret;
     if (!is_power_of_two(p->cluster_size) || p->cluster_size < 512 || p->cluster_size > (2u << 20))
         return error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
-    if (!is_power_of_two(refcount_bits) || refcount_bits > 64)
+    if (!is_power_of_two(p->refcount_bits) || p->refcount_bits > 64)
         return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
-    if (p->header.version < 3 && lazy)
+    if (p->header.version < 3 && p->lazy)
         return error_set(
             errp, -EINVAL,
             "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
-    if (p->header.version < 3 && refcount_bits != 16)
+    if (p->header.version < 3 && p->refcount_bits != 16)
         return error_set(
             errp, -EINVAL,
-            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)");
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 "
+            "or greater)");
     if (p->header.version < 3 && p->header.compression != QCOW2_ZLIB)
         return error_set(errp, -EINVAL,
                          "Non-zlib compression type is only supported with compatibility level 1.1 and above "
                          "(use version=v3 or greater)");
     p->header.cluster_bits = log2_floor(p->cluster_size);
-    p->header.refcount_order = log2_floor(refcount_bits);
-    p->header.compatible = lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
+    p->header.refcount_order = log2_floor(p->refcount_bits);
+    p->header.compatible = p->lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
     return 0;
 }
 
-static int take_backing(struct opts *opts, struct plan *p, struct error **errp)
+static int plan_backing(struct plan *p, struct error **errp)
 {
-    int ret = opts_string(opts, qcow2_create_options, "backing_file", &p->backing_name, errp);
-
-    if (ret >= 0)
-        ret = opts_string(opts, qcow2_create_options, "backing_fmt", &p->backing_format, errp);
-    p->prealloc = "off";
-    if (ret >= 0)
-        ret = opts_string(opts, qcow2_create_options, "preallocation", &p->prealloc, errp);
-    if (ret < 0)
-        return ret;
     if (p->backing_name && !*p->backing_name)
         p->backing_name = NULL;
     bool known = false;
@@ -300,15 +305,17 @@ static coroutine_fn int co_preallocate(struct blk_node *file, const struct plan 
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
 {
     struct opts *opts = create->options ? opts_clone(create->options) : opts_new();
-    struct plan p = { .cluster_size = 65536 };
-    int ret = take_version(opts, &p, errp);
+    struct plan p = { .compat = "1.1", .prealloc = "off" };
+    int ret = opts_read(opts, qcow2_create_options, &p, errp);
 
     if (ret >= 0)
-        ret = take_widths(opts, &p, errp);
+        ret = plan_version(&p, errp);
     if (ret >= 0)
-        ret = take_backing(opts, &p, errp);
+        ret = plan_widths(&p, errp);
     if (ret >= 0)
-        ret = refuse_missing(opts, errp);
+        ret = plan_backing(&p, errp);
+    if (ret >= 0)
+        ret = refuse_missing(&p, opts, errp);
     if (ret >= 0)
         ret = lay_out(&p, create->size, errp);
     if (ret >= 0)

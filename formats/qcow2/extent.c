@@ -8,7 +8,9 @@
  * least 10/9 of what the host has allocated for the file, and at least two clusters more. Found out once, at the first
  * question.
  */
-#include "qcow2.h"
+#include "driver.h"
+#include "l2.h"
+#include "refcount.h"
 
 enum { UNKNOWN, DENSE, SPARSE };
 
@@ -61,9 +63,9 @@ coroutine_fn int qcow2_co_extent(struct blk_node *node, uint64_t offset, uint64_
     struct loop *loop = loop_current();
 
     for (;;) {
-        unsigned token = epoch_enter(loop);
+        unsigned *token = epoch_enter(node->epoch, loop);
         qcow2_map(node, BLK_OP_READ, 0, offset, length, extent);
-        epoch_exit(loop, token);
+        epoch_exit(token);
         if (extent->kind != BLK_SLOW || !(extent->flags & BLK_EXTENT_COLD))
             break;
         int ret = qcow2_co_load(node, BLK_OP_READ, offset, length);

@@ -7,7 +7,7 @@
  * whole: one sector, so a power cut leaves the old header or the new one. What this program does not know in it stays
  * as it was.
  */
-#include "qcow2.h"
+#include "header.h"
 
 #include <string.h>
 
@@ -49,12 +49,12 @@ static int check_table(const struct qcow2_header *h, uint64_t offset, uint64_t c
     return 0;
 }
 
-static int check_tables(const struct qcow2_header *h, struct error **errp)
+static int check_tables(const struct qcow2_header *h, bool for_check, struct error **errp)
 {
     uint64_t cluster_size = UINT64_C(1) << h->cluster_bits;
     unsigned l1_shift = h->cluster_bits + h->cluster_bits - 3;
 
-    if (h->reftable_clusters == 0)
+    if (h->reftable_clusters == 0 && !for_check)
         return error_set(errp, -EINVAL, "Image does not contain a reference count table");
     int ret = check_table(h, h->reftable_offset, h->reftable_clusters, cluster_size, QCOW2_MAX_REFTABLE_BYTES,
                           "Reference count table", errp);
@@ -134,7 +134,7 @@ int qcow2_header_parse(const uint8_t *data, size_t length, struct qcow2_header *
     return check_lengths(h, errp);
 }
 
-int qcow2_header_validate(const struct qcow2_header *h, struct error **errp)
+int qcow2_header_validate(const struct qcow2_header *h, bool for_check, struct error **errp)
 {
     int ret = check_compression(h, errp);
 
@@ -144,7 +144,7 @@ int qcow2_header_validate(const struct qcow2_header *h, struct error **errp)
         return error_set(errp, -EINVAL, "Reference count entry width too large; may not exceed 64 bits");
     if (h->crypt_method > 2)
         return error_set(errp, -EINVAL, "Unsupported encryption method %" PRIu32, h->crypt_method);
-    ret = check_tables(h, errp);
+    ret = check_tables(h, for_check, errp);
     return ret < 0 ? ret : check_backing(h, errp);
 }
 
@@ -330,10 +330,19 @@ void qcow2_header_set64(struct qcow2 *s, enum qcow2_header_field at, uint64_t va
 
 coroutine_fn int qcow2_co_header_write(struct qcow2 *s)
 {
-    int ret = blk_co_write(s->node->file, 0, s->sector0, sizeof(s->sector0), 0);
+    uint8_t sector[BLK_SECTOR_SIZE];
 
+    while (s->header_writing)
+        co_cond_wait(&s->header_written, &s->lock);
+    s->header_writing = true;
+    memcpy(sector, s->sector0, sizeof(sector));
+    co_mutex_unlock(&s->lock);
+    int ret = blk_co_write(s->node->file, 0, sector, sizeof(sector), 0);
     if (ret == 0)
         ret = blk_co_flush(s->node->file);
+    co_mutex_lock(&s->lock);
+    s->header_writing = false;
+    co_cond_broadcast(&s->header_written);
     atomic_store_explicit(&s->header_unsure, ret < 0, memory_order_release);
     if (ret < 0)
         atomic_store_explicit(&s->need_commit, true, memory_order_release);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What `img-tool info` and query-block say of a qcow2 image: QEMU's keys in QEMU's order. */
-#include "qcow2.h"
+#include "driver.h"
+#include "snapshot.h"
 
 static json_t *specific(const struct qcow2 *s)
 {
@@ -28,7 +29,7 @@ coroutine_fn int qcow2_co_info(struct blk_node *node, struct blk_info *info, str
     info->cluster_size = s->cluster_size;
     info->dirty = s->header.incompatible & QCOW2_INCOMPAT_DIRTY;
     info->corrupt = s->header.incompatible & QCOW2_INCOMPAT_CORRUPT;
-    info->vm_state_offset = (uint64_t)s->l1_size << s->l1_shift;
+    info->vm_state_offset = qcow2_vm_state_start(s);
     if (s->backing_name) {
         info->backing_file = xstrdup(s->backing_name);
         info->backing_format = s->backing_format[0] ? xstrdup(s->backing_format) : NULL;

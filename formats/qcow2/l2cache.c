@@ -5,9 +5,13 @@
  * A slice is loaded once however many wait for it, without the lock held during the read; it is published only if the
  * L1 entry is still the one that was read through. Clean slices are evicted by a clock when the budget is used up; an
  * evicted slice is unlinked first and freed when every request that could have seen it has ended. A slice with changes
- * that are not durable (`unstable`) is never evicted: memory is then the only true copy, the file has an older one.
+ * that are not durable (`unstable`) is never evicted (W10): memory is then the only true copy, the file has an older
+ * one.
  */
-#include "qcow2.h"
+#include "corrupt.h"
+#include "dirty.h"
+#include "l2.h"
+#include "overlap.h"
 
 #include <string.h>
 
@@ -16,7 +20,6 @@ struct loading {
     uint64_t number;
 };
 
-static size_t slice_bytes(const struct qcow2 *s) { return (size_t)8 << s->slice_bits; }
 static uint64_t slices_per_table(const struct qcow2 *s) { return UINT64_C(1) << (s->l2_bits - s->slice_bits); }
 
 static _Atomic(struct qcow2_slice *) *place_of(struct qcow2 *s, uint64_t number)
@@ -27,13 +30,22 @@ static _Atomic(struct qcow2_slice *) *place_of(struct qcow2 *s, uint64_t number)
     return dir ? &dir->slices[number & (slices_per_table(s) - 1)] : NULL;
 }
 
+struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset)
+{
+    uint64_t l1_index = offset >> s->l1_shift;
+    uint64_t mask = (UINT64_C(1) << (s->l2_bits - s->slice_bits)) - 1;
+    struct qcow2_dir *dir = atomic_load_explicit(&s->dir[l1_index], memory_order_acquire);
+
+    return dir ? atomic_load_explicit(&dir->slices[(offset >> s->slice_shift) & mask], memory_order_acquire) : NULL;
+}
+
 /* ---- freeing ---- */
 
 static void free_passed(struct qcow2 *s)
 {
     while (!list_empty(&s->limbo_slices)) {
         struct qcow2_slice *slice = list_first(&s->limbo_slices, struct qcow2_slice, link);
-        if (!epoch_passed(slice->retired))
+        if (!blk_epoch_passed(s->node, slice->retired))
             return;
         list_remove(&slice->link);
         free(slice);
@@ -104,7 +116,7 @@ void qcow2_slices_forget(struct qcow2 *s)
         qcow2_slices_drop(s, i);
 }
 
-void qcow2_slices_free(struct qcow2 *s)
+void qcow2_slices_reset(struct qcow2 *s)
 {
     struct qcow2_slice *slice, *next;
 
@@ -117,41 +129,71 @@ void qcow2_slices_free(struct qcow2 *s)
     list_init(&s->dirty_slices);
     s->slice_count = s->dirty_count = 0;
     for (uint64_t i = 0; s->dir && i < s->l1_size; i++)
-        free(atomic_load(&s->dir[i]));
+        free(atomic_exchange(&s->dir[i], NULL));
+}
+
+void qcow2_slices_free(struct qcow2 *s)
+{
+    qcow2_slices_reset(s);
     free(s->dir);
     s->dir = NULL;
 }
 
 /* ---- loading ---- */
 
-bool qcow2_entry_readable(const struct qcow2 *s, uint64_t entry)
+bool qcow2_entry_readable(const struct qcow2 *s, struct qcow2_entry entry)
 {
-    if (entry & QCOW2_COMPRESSED)
+    if (qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED)
         return true;
-    return qcow2_in_cluster(s, entry & QCOW2_OFFSET_MASK) == 0 && !((entry & QCOW2_ZERO) && s->header.version < 3);
+    return qcow2_in_cluster(s, qcow2_entry_host(entry)) == 0 &&
+           !(qcow2_entry_zero_flag(entry) && s->header.version < 3);
 }
 
-bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t entry)
+bool qcow2_entry_plausible(const struct qcow2 *s, struct qcow2_entry entry)
 {
-    enum qcow2_kind kind = qcow2_kind(entry);
+    bool compressed = qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED;
 
-    if (!qcow2_entry_readable(s, entry) || (kind == QCOW2_IS_COMPRESSED && (entry & QCOW2_COPIED)))
+    if (!qcow2_entry_readable(s, entry) || (compressed && qcow2_entry_copied(entry)))
         return false;
-    return (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED) ||
-           !qcow2_overlap(s, entry & QCOW2_OFFSET_MASK, s->cluster_size, 0);
+    return !qcow2_entry_has_cluster(entry) || !qcow2_overlap(s, qcow2_entry_host(entry), s->cluster_size, 0);
 }
 
 static struct qcow2_slice *new_slice(struct qcow2 *s, uint64_t number, uint64_t host_offset)
 {
-    struct qcow2_slice *slice = calloc(1, sizeof(*slice) + slice_bytes(s));
+    struct qcow2_slice *slice = calloc(1, sizeof(*slice) + qcow2_slice_bytes(s));
 
     if (!slice)
         return NULL;
     slice->number = number;
     slice->host_offset = host_offset;
+    slice->lowest = UINT64_MAX;
     atomic_init(&slice->referenced, true);
     list_init(&slice->dirty_link);
     return slice;
+}
+
+/* The entry names a cluster now. */
+static void widen(const struct qcow2 *s, struct qcow2_slice *slice, struct qcow2_entry entry)
+{
+    uint64_t cluster = qcow2_entry_host(entry) >> s->cluster_bits;
+
+    if (!qcow2_entry_has_cluster(entry))
+        return;
+    slice->lowest = MIN(slice->lowest, cluster);
+    slice->highest = MAX(slice->highest, cluster);
+}
+
+/* A slice as it was read. */
+static void look_through(struct qcow2 *s, struct qcow2_slice *slice)
+{
+    for (uint32_t i = 0; i < qcow2_slice_entries(s); i++) {
+        struct qcow2_entry entry = qcow2_slice_entry(slice, i);
+        slice->suspect = slice->suspect || !qcow2_entry_plausible(s, entry);
+        widen(s, slice, entry);
+    }
+    /* What nobody gave out yet may become metadata unasked. */
+    if (slice->lowest <= slice->highest && slice->highest >= s->fresh_from)
+        slice->suspect = true;
 }
 
 static int publish(struct qcow2 *s, struct qcow2_slice *slice)
@@ -172,7 +214,7 @@ static int publish(struct qcow2 *s, struct qcow2_slice *slice)
     return 0;
 }
 
-/* Reads one slice with the lock given up; 0 where it is there now, or where the caller has to look again. */
+/* Reads one slice with the lock given up; 0 if it is there now, or if the caller has to look again. */
 static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t host_offset, uint64_t l1_entry)
 {
     uint64_t l1_index = number >> (s->l2_bits - s->slice_bits);
@@ -183,7 +225,7 @@ static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t
         return -ENOMEM;
     list_append(&s->loading, &loading.link);
     co_mutex_unlock(&s->lock);
-    int ret = blk_co_read(s->node->file, host_offset, (void *)slice->entries, slice_bytes(s));
+    int ret = blk_co_read(s->node->file, host_offset, (void *)slice->words, qcow2_slice_bytes(s));
     co_mutex_lock(&s->lock);
     list_remove(&loading.link);
     co_cond_broadcast(&s->loaded);
@@ -191,8 +233,7 @@ static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t
         free(slice);
         return ret;
     }
-    for (uint32_t i = 0; i < qcow2_slice_entries(s) && !slice->suspect; i++)
-        slice->suspect = !qcow2_entry_plausible(s, qcow2_slice_entry(slice, i));
+    look_through(s, slice);
     ret = publish(s, slice);
     if (ret < 0)
         free(slice);
@@ -210,7 +251,28 @@ static bool is_loading(const struct qcow2 *s, uint64_t number)
     return false;
 }
 
-static coroutine_fn int co_check_l2_offset(struct qcow2 *s, uint64_t table, uint64_t l1_index)
+coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index,
+                                      struct qcow2_entry entry, bool to_write)
+{
+    uint64_t offset = qcow2_entry_host(entry), table = qcow2_cluster_start(s, slice->host_offset);
+    uint64_t in_table = ((slice->host_offset - table) >> QCOW2_ENTRY_SHIFT) + index;
+    uint64_t guest = (slice->number << s->slice_shift) + ((uint64_t)index << s->cluster_bits);
+
+    if (qcow2_entry_readable(s, entry))
+        return 0;
+    if (qcow2_entry_zero_flag(entry) && s->header.version < 3)
+        return qcow2_co_mark_corrupt(
+            s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table,
+            in_table);
+    if (to_write)
+        return qcow2_co_mark_corrupt(s, "%s cluster offset %#" PRIx64 " unaligned (guest offset: %#" PRIx64 ")",
+                                     qcow2_entry_zero_flag(entry) ? "Preallocated zero" : "Data", offset, guest);
+    return qcow2_co_mark_corrupt(
+        s, "Cluster allocation offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", offset,
+        table, in_table);
+}
+
+coroutine_fn int qcow2_co_check_l2_offset(struct qcow2 *s, uint64_t table, uint64_t l1_index)
 {
     if (qcow2_in_cluster(s, table) == 0)
         return 0;
@@ -220,7 +282,7 @@ static coroutine_fn int co_check_l2_offset(struct qcow2 *s, uint64_t table, uint
 coroutine_fn int qcow2_co_slice(struct qcow2 *s, uint64_t offset, struct qcow2_slice **out)
 {
     uint64_t l1_index = offset >> s->l1_shift, number = offset >> s->slice_shift;
-    uint64_t in_table = (number & (slices_per_table(s) - 1)) * slice_bytes(s);
+    uint64_t in_table = (number & (slices_per_table(s) - 1)) * qcow2_slice_bytes(s);
 
     for (;;) {
         *out = NULL;
@@ -236,7 +298,7 @@ coroutine_fn int qcow2_co_slice(struct qcow2 *s, uint64_t offset, struct qcow2_s
             co_cond_wait(&s->loaded, &s->lock);
             continue;
         }
-        int ret = co_check_l2_offset(s, table, l1_index);
+        int ret = qcow2_co_check_l2_offset(s, table, l1_index);
         if (ret == 0)
             ret = co_load_slice(s, number, table + in_table, l1_entry);
         if (ret < 0)
@@ -244,27 +306,65 @@ coroutine_fn int qcow2_co_slice(struct qcow2 *s, uint64_t offset, struct qcow2_s
     }
 }
 
+/* ---- clusters that are to be metadata ---- */
+
+/* An entry of the slice that names one of these clusters: where in the disk, or UINT64_MAX. */
+static uint64_t guest_of(const struct qcow2 *s, const struct qcow2_slice *slice, uint64_t first, uint64_t last)
+{
+    if (last < slice->lowest || first > slice->highest)
+        return UINT64_MAX;
+    for (uint32_t i = 0; i < qcow2_slice_entries(s); i++) {
+        struct qcow2_entry entry = qcow2_slice_entry(slice, i);
+        uint64_t cluster = qcow2_entry_host(entry) >> s->cluster_bits;
+        if (qcow2_entry_has_cluster(entry) && cluster >= first && cluster <= last)
+            return (slice->number << s->slice_shift) + ((uint64_t)i << s->cluster_bits);
+    }
+    return UINT64_MAX;
+}
+
+coroutine_fn int qcow2_co_check_unnamed(struct qcow2 *s, uint64_t cluster, uint64_t count, const char *what)
+{
+    const struct list *lists[] = { &s->slices, &s->limbo_slices };
+    uint64_t guest = UINT64_MAX;
+
+    if (!s->overlap_check)
+        return 0;
+    for (size_t i = 0; i < ARRAY_SIZE(lists) && guest == UINT64_MAX; i++) {
+        const struct qcow2_slice *slice;
+        list_for_each(slice, lists[i], link) {
+            guest = guest_of(s, slice, cluster, cluster + count - 1);
+            if (guest != UINT64_MAX)
+                break;
+        }
+    }
+    if (guest == UINT64_MAX)
+        return 0;
+    return qcow2_co_mark_corrupt(s,
+                                 "Preventing invalid %s at offset %#" PRIx64 " (in use for guest offset %#" PRIx64 ")",
+                                 what, cluster << s->cluster_bits, guest);
+}
+
 /* ---- changing ---- */
 
 void qcow2_l1_set(struct qcow2 *s, uint32_t index, uint64_t entry)
 {
-    uint8_t *sector = &s->l1_dirty[index / (BLK_SECTOR_SIZE / 8)];
+    uint8_t *part = &s->l1_dirty[index / (s->write_unit / 8)];
 
     atomic_store_explicit(&s->l1[index], qcow2_be(entry), memory_order_release);
-    if (!(*sector & 1))
+    if (!(*part & 1))
         s->l1_dirty_count++;
-    *sector |= 1;
+    *part |= 1;
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
     qcow2_note_dirty(s);
 }
 
-void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index, uint64_t entry)
+void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index, struct qcow2_entry entry)
 {
-    /* First unstable, then the entry: a durable write that maps through the new entry must see that it is not on
-     * disk. */
+    /* W9: first unstable, then the entry. */
     atomic_store_explicit(&slice->unstable, true, memory_order_release);
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
-    atomic_store_explicit(&slice->entries[index], qcow2_be(entry), memory_order_release);
+    atomic_store_explicit(&slice->words[index], qcow2_be(entry.word), memory_order_release);
+    widen(s, slice, entry);
     if (!slice->dirty) {
         slice->dirty = true;
         list_append(&s->dirty_slices, &slice->dirty_link);
@@ -273,87 +373,13 @@ void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index,
     }
 }
 
-/* Writes what a new L2 table holds: zeroes, or what the shared one held. */
-static coroutine_fn int co_fill_table(struct qcow2 *s, uint64_t old_table, uint64_t new_table)
-{
-    uint8_t *buffer = blk_buffer_alloc(s->node->file, s->cluster_size);
-    int ret = 0;
-
-    if (!buffer)
-        return -ENOMEM;
-    if (old_table)
-        ret = blk_co_read(s->node->file, old_table, buffer, s->cluster_size);
-    else
-        memset(buffer, 0, s->cluster_size);
-    if (ret == 0)
-        ret = blk_co_write(s->node->file, new_table, buffer, s->cluster_size, 0);
-    free(buffer);
-    return ret;
-}
-
-static void move_slices(struct qcow2 *s, uint64_t l1_index, uint64_t table)
+void qcow2_slices_move(struct qcow2 *s, uint64_t l1_index, uint64_t table)
 {
     struct qcow2_dir *dir = atomic_load_explicit(&s->dir[l1_index], memory_order_relaxed);
 
     for (size_t i = 0; dir && i < dir->count; i++) {
         struct qcow2_slice *slice = atomic_load_explicit(&dir->slices[i], memory_order_relaxed);
         if (slice)
-            slice->host_offset = table + i * slice_bytes(s);
-    }
-}
-
-/* A table of its own for this L1 entry. The lock stays held: nobody else may see the old table as the one to change. */
-static coroutine_fn int co_own_table(struct qcow2 *s, uint32_t l1_index)
-{
-    uint64_t old = qcow2_l1_entry(s, l1_index) & QCOW2_OFFSET_MASK, table = 0, got = 0;
-    int ret = co_check_l2_offset(s, old, l1_index);
-
-    if (ret == 0)
-        ret = qcow2_co_check_l1(s);
-    if (ret == 0)
-        ret = qcow2_co_alloc(s, 1, &table, &got, NULL);
-    if (ret < 0)
-        return ret;
-    ret = co_fill_table(s, old, table);
-    if (ret == 0)
-        ret = qcow2_set_add(&s->l2_set, table >> s->cluster_bits);
-    if (ret < 0) {
-        qcow2_co_unalloc(s, table, 1);
-        return ret;
-    }
-    if (old) {
-        qcow2_set_remove(&s->l2_set, old >> s->cluster_bits);
-        qcow2_freed_add(&s->freed, old >> s->cluster_bits, 1, false);
-        move_slices(s, l1_index, table);
-    }
-    qcow2_l1_set(s, l1_index, table | QCOW2_COPIED);
-    return 0;
-}
-
-coroutine_fn int qcow2_co_slice_for_write(struct qcow2 *s, uint64_t offset, struct qcow2_slice **out)
-{
-    uint32_t l1_index = (uint32_t)(offset >> s->l1_shift);
-
-    if (l1_index >= s->l1_size)
-        return -EIO;
-    for (;;) {
-        uint64_t l1_entry = qcow2_l1_entry(s, l1_index);
-        if (!(l1_entry & QCOW2_COPIED) || !(l1_entry & QCOW2_OFFSET_MASK)) {
-            int ret = qcow2_co_begin_changes(s);
-            if (ret == 0)
-                ret = co_own_table(s, l1_index);
-            if (ret < 0)
-                return ret;
-        } else {
-            int ret = qcow2_co_check_overlap(s, l1_entry & QCOW2_OFFSET_MASK, s->cluster_size, QCOW2_REGION_L2);
-            if (ret < 0)
-                return ret;
-        }
-        int ret = qcow2_co_slice(s, offset, out);
-        if (ret < 0)
-            return ret;
-        /* The lock may have been given up: is the table still there and ours? */
-        if (*out && (qcow2_l1_entry(s, l1_index) & QCOW2_COPIED))
-            return 0;
+            slice->host_offset = table + i * qcow2_slice_bytes(s);
     }
 }

@@ -6,14 +6,13 @@
  * epoch. Runs of entries of one kind at consecutive places become one extent. A write maps only to clusters that the
  * active layer owns alone (the COPIED flag); a durable one only where the slice holds nothing that is not on disk yet.
  */
-#include "qcow2.h"
-
-#include <block/node.h>
+#include "driver.h"
+#include "l2.h"
 
 /* Longest run that one call looks at: bounds the time spent here. */
 #define MAX_RUN_ENTRIES 1024u
 
-static void say(struct blk_extent *extent, enum blk_kind kind, unsigned flags, uint64_t length)
+static void set_extent(struct blk_extent *extent, enum blk_kind kind, unsigned flags, uint64_t length)
 {
     extent->kind = kind;
     extent->flags = flags;
@@ -34,31 +33,22 @@ static uint64_t absent_length(const struct qcow2 *s, uint64_t offset, uint64_t l
     return MIN(end, at << s->l1_shift) - offset;
 }
 
-struct qcow2_slice *qcow2_slice_find(const struct qcow2 *s, uint64_t offset)
-{
-    uint64_t l1_index = offset >> s->l1_shift;
-    uint64_t mask = (UINT64_C(1) << (s->l2_bits - s->slice_bits)) - 1;
-    struct qcow2_dir *dir = atomic_load_explicit(&s->dir[l1_index], memory_order_acquire);
-
-    return dir ? atomic_load_explicit(&dir->slices[(offset >> s->slice_shift) & mask], memory_order_acquire) : NULL;
-}
-
 /* Does the entry go on with the run: the same kind, at the next place where it has one? */
-static inline bool continues(uint64_t entry, uint64_t first, uint64_t expected)
+static inline bool continues(struct qcow2_entry entry, struct qcow2_entry first, uint64_t expected)
 {
-    enum qcow2_kind kind = qcow2_kind(entry);
+    enum qcow2_kind kind = qcow2_entry_kind(entry);
 
-    if (kind != qcow2_kind(first) || ((entry ^ first) & QCOW2_COPIED))
+    if (kind != qcow2_entry_kind(first) || qcow2_entry_copied(entry) != qcow2_entry_copied(first))
         return false;
-    return kind == QCOW2_UNALLOCATED || kind == QCOW2_ZERO_PLAIN || (entry & QCOW2_OFFSET_MASK) == expected;
+    return kind == QCOW2_UNALLOCATED || kind == QCOW2_ZERO_PLAIN || qcow2_entry_host(entry) == expected;
 }
 
 /* Bytes from offset on that form one run with `first`; goes on into the next slices where they are in memory. */
-static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, uint64_t first, uint64_t offset,
+static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, struct qcow2_entry first, uint64_t offset,
                            uint64_t length, bool one_slice)
 {
     uint64_t start = qcow2_cluster_start(s, offset), end = offset + length;
-    uint64_t expected = first & QCOW2_OFFSET_MASK, at = start;
+    uint64_t expected = qcow2_entry_host(first), at = start;
     uint32_t index = qcow2_slice_index(s, offset);
 
     for (unsigned n = 0; n < MAX_RUN_ENTRIES; n++) {
@@ -83,47 +73,54 @@ static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, uin
 static void describe(const struct qcow2 *s, struct qcow2_slice *slice, enum blk_op op, bool fua, uint64_t offset,
                      uint64_t length, struct blk_extent *extent)
 {
-    uint64_t entry = qcow2_slice_entry(slice, qcow2_slice_index(s, offset));
+    struct qcow2_entry entry = qcow2_slice_entry(slice, qcow2_slice_index(s, offset));
     uint64_t in_cluster = qcow2_in_cluster(s, offset);
-    enum qcow2_kind kind = qcow2_kind(entry);
+    enum qcow2_kind kind = qcow2_entry_kind(entry);
 
-    if (op == BLK_OP_WRITE && (kind != QCOW2_NORMAL || !(entry & QCOW2_COPIED))) {
-        say(extent, BLK_SLOW, 0, length);
+    if (op == BLK_OP_WRITE && (kind != QCOW2_NORMAL || !qcow2_entry_copied(entry))) {
+        set_extent(extent, BLK_SLOW, 0, length);
         return;
     }
     if (kind == QCOW2_IS_COMPRESSED) {
-        say(extent, BLK_SLOW, BLK_EXTENT_COMPRESSED, MIN(length, s->cluster_size - in_cluster));
+        set_extent(extent, BLK_SLOW, BLK_EXTENT_COMPRESSED, MIN(length, s->cluster_size - in_cluster));
         return;
     }
     uint64_t run = run_length(s, slice, entry, offset, length, fua);
     switch (kind) {
-    case QCOW2_NORMAL: say(extent, BLK_DATA, 0, run); break;
-    case QCOW2_ZERO_PLAIN: say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED, run); return;
-    case QCOW2_ZERO_ALLOCATED: say(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED | BLK_EXTENT_OFFSET_VALID, run); break;
-    default: say(extent, BLK_ABSENT, 0, run); return;
+    case QCOW2_NORMAL: set_extent(extent, BLK_DATA, 0, run); break;
+    case QCOW2_ZERO_PLAIN: set_extent(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED, run); return;
+    case QCOW2_ZERO_ALLOCATED: set_extent(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED | BLK_EXTENT_OFFSET_VALID, run); break;
+    default: set_extent(extent, BLK_ABSENT, 0, run); return;
     }
-    extent->child = s->node->file;
-    extent->child_offset = (entry & QCOW2_OFFSET_MASK) + in_cluster;
+    extent->child = qcow2_data_file(s);
+    extent->child_offset = qcow2_entry_host(entry) + in_cluster;
+}
+
+/* There is no L2 table, or its slice is not in memory. */
+static __attribute__((noinline)) void set_without_slice(const struct qcow2 *s, enum blk_op op, uint64_t offset,
+                                                        uint64_t length, struct blk_extent *extent)
+{
+    uint64_t l1_index = offset >> s->l1_shift, slice_size = UINT64_C(1) << s->slice_shift;
+
+    if (l1_index < s->l1_size && (qcow2_l1_entry(s, l1_index) & QCOW2_OFFSET_MASK))
+        set_extent(extent, BLK_SLOW, BLK_EXTENT_COLD, MIN(length, slice_size - (offset & (slice_size - 1))));
+    else if (op == BLK_OP_READ)
+        set_extent(extent, BLK_ABSENT, 0, absent_length(s, offset, length));
+    else
+        set_extent(extent, BLK_SLOW, 0, length);
 }
 
 static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset, uint64_t length,
                       struct blk_extent *extent)
 {
-    uint64_t l1_index = offset >> s->l1_shift;
-
     if (op == BLK_OP_WRITE && atomic_load_explicit(&s->corrupt, memory_order_relaxed)) {
-        say(extent, BLK_SLOW, 0, length);
+        set_extent(extent, BLK_SLOW, 0, length);
         return;
     }
-    if (l1_index >= s->l1_size || !(qcow2_l1_entry(s, l1_index) & QCOW2_OFFSET_MASK)) {
-        uint64_t absent = absent_length(s, offset, length);
-        say(extent, op == BLK_OP_READ ? BLK_ABSENT : BLK_SLOW, 0, op == BLK_OP_READ ? absent : length);
-        return;
-    }
-    struct qcow2_slice *slice = qcow2_slice_find(s, offset);
-    uint64_t in_slice = (UINT64_C(1) << s->slice_shift) - (offset & ((UINT64_C(1) << s->slice_shift) - 1));
-    if (!slice) {
-        say(extent, BLK_SLOW, BLK_EXTENT_COLD, MIN(length, in_slice));
+    /* There is no slice where there is no table: a hit needs no look at the L1 entry. */
+    struct qcow2_slice *slice = offset >> s->l1_shift < s->l1_size ? qcow2_slice_find(s, offset) : NULL;
+    if (unlikely(!slice)) {
+        set_without_slice(s, op, offset, length, extent);
         return;
     }
     /* Only when it is clear: loops that share the slice would pass its cache line around. */
@@ -133,15 +130,15 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
         /* One entry at a time, and no write: co_write() looks closer. */
         length = MIN(length, s->cluster_size - qcow2_in_cluster(s, offset));
         if (op == BLK_OP_WRITE || !qcow2_entry_readable(s, qcow2_slice_entry(slice, qcow2_slice_index(s, offset)))) {
-            say(extent, BLK_SLOW, 0, length);
+            set_extent(extent, BLK_SLOW, 0, length);
             return;
         }
     }
     describe(s, slice, op, fua, offset, length, extent);
-    /* After the entries: one that is not durable yet was stored after `unstable` was set. */
+    /* W9: after the entries. One that is not durable yet was stored after `unstable` was set. */
     if (fua && (atomic_load_explicit(&slice->unstable, memory_order_acquire) ||
                 atomic_load_explicit(&s->header_unsure, memory_order_acquire)))
-        say(extent, BLK_SLOW, 0, length);
+        set_extent(extent, BLK_SLOW, 0, length);
 }
 
 void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
@@ -154,13 +151,13 @@ void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t o
     case BLK_OP_WRITE: map_range(s, op, op == BLK_OP_WRITE && (flags & BLK_REQ_FUA), offset, length, extent); return;
     case BLK_OP_FLUSH:
         if (atomic_load_explicit(&s->need_commit, memory_order_acquire)) {
-            say(extent, BLK_SLOW, 0, 0);
+            set_extent(extent, BLK_SLOW, 0, 0);
         } else {
-            say(extent, BLK_DATA, 0, 0);
+            set_extent(extent, BLK_DATA, 0, 0);
             extent->child = node->file;
         }
         return;
-    default: say(extent, BLK_SLOW, 0, length); return;
+    default: set_extent(extent, BLK_SLOW, 0, length); return;
     }
 }
 

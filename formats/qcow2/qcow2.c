@@ -1,27 +1,42 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The qcow2 driver's table. One file a concern beside it; qcow2.h says what they share.
+ * The qcow2 driver's table. One file a concern beside it, in layers: a file calls only files that stand before it here
+ * (tests/cli/qcow2-layers checks it).
  *
- *   map.c extent.c   the hot path: lock-free look-ups, and block status made of them
- *   read.c write.c zero.c compress.c    what map leaves to coroutines
- *   l2cache.c refcount.c alloc.c reftable.c free.c cacheclean.c    metadata in memory
- *   commit.c writeback.c    metadata to disk, in the one order allowed
- *   header.c open.c snapshot.c corrupt.c overlap.c create.c truncate.c check*.c info.c    the image as a whole
+ *   format.h entry.c set.c state.h             the format; the state in memory
+ *   header.c snapshot.c compress.c             what is read of the file and needs nothing else
+ *   inflight.c writeback.c                     slow requests by guest cluster; sets of writes
+ *   corrupt.c dirty.c overlap.c                contradictions; news of changes; what is never overwritten
+ *   refcount.c l2cache.c                       metadata in memory
+ *   reftable.c alloc.c l2table.c               host clusters, and tables made of them
+ *   free.c cacheclean.c                        giving back: clusters, memory
+ *   commit.c                                   metadata to disk, in the one order allowed (rules W1 to W10: commit.h)
+ *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
+ *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
+ *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
+ *   options.c truncate.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c create.c qcow2.c
+ *                                              the image as a whole
  */
-#include "qcow2.h"
+#include "driver.h"
 
-static int probe(const uint8_t *data, size_t length)
+#include "dirty.h"
+
+#include <block/probe.h>
+
+static int qcow2_probe(const struct blk_probe *probe)
 {
-    return length >= 8 && load_be32(data) == QCOW2_MAGIC && load_be32(data + 4) >= 2 ? 100 : 0;
+    bool fits = probe->head_length >= 8 && load_be32(probe->head) == QCOW2_MAGIC && load_be32(probe->head + 4) >= 2;
+
+    return fits ? BLK_PROBE_HEAD_FITS : 0;
 }
 
 static const struct blk_driver qcow2_driver = {
     .name = "qcow2",
-    .flags = BLK_DRIVER_FORMAT,
+    .flags = BLK_DRIVER_FORMAT | BLK_DRIVER_BACKING | BLK_DRIVER_REMAPS,
     .state_size = sizeof(struct qcow2),
     .options = qcow2_options,
     .create_options = qcow2_create_options,
-    .probe = probe,
+    .probe = qcow2_probe,
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
     .co_create = qcow2_co_create,
@@ -30,10 +45,25 @@ static const struct blk_driver qcow2_driver = {
     .co_extent = qcow2_co_extent,
     .co_read = qcow2_co_read,
     .co_write = qcow2_co_write,
+    .co_write_compressed = qcow2_co_write_compressed,
     .co_write_zeroes = qcow2_co_write_zeroes,
     .co_discard = qcow2_co_discard,
     .co_flush = qcow2_co_flush,
+    .drain_begin = qcow2_drain_begin,
+    .co_drain_settle = qcow2_co_drain_settle,
+    .drain_end = qcow2_drain_end,
     .co_truncate = qcow2_co_truncate,
+    .child_changed = qcow2_child_changed,
+    .co_snapshot_create = qcow2_co_snapshot_create,
+    .co_snapshot_apply = qcow2_co_snapshot_apply,
+    .co_snapshot_delete = qcow2_co_snapshot_delete,
+    .co_snapshot_show = qcow2_co_snapshot_show,
+    .co_vm_state_read = qcow2_co_vm_state_read,
+    .co_vm_state_write = qcow2_co_vm_state_write,
+    .co_reopen_prepare = qcow2_co_reopen_prepare,
+    .reopen_switch = qcow2_reopen_switch,
+    .co_reopen_begin = qcow2_co_reopen_begin,
+    .co_reopen_clean = qcow2_co_reopen_clean,
     .co_info = qcow2_co_info,
     .co_check = qcow2_co_check,
 };

@@ -5,28 +5,11 @@
  * The guest cluster is registered in flight (shared), so the entry that was read under the lock stays true, and what
  * it refers to is not reused, until the read has ended.
  */
-#include "qcow2.h"
-
-coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index, uint64_t entry,
-                                      bool to_write)
-{
-    uint64_t offset = entry & QCOW2_OFFSET_MASK, table = qcow2_cluster_start(s, slice->host_offset);
-    uint64_t in_table = (slice->host_offset - table) / 8 + index;
-    uint64_t guest = (slice->number << s->slice_shift) + ((uint64_t)index << s->cluster_bits);
-
-    if (qcow2_entry_readable(s, entry))
-        return 0;
-    if ((entry & QCOW2_ZERO) && s->header.version < 3)
-        return qcow2_co_mark_corrupt(
-            s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table,
-            in_table);
-    if (to_write)
-        return qcow2_co_mark_corrupt(s, "%s cluster offset %#" PRIx64 " unaligned (guest offset: %#" PRIx64 ")",
-                                     entry & QCOW2_ZERO ? "Preallocated zero" : "Data", offset, guest);
-    return qcow2_co_mark_corrupt(
-        s, "Cluster allocation offset %#" PRIx64 " unaligned (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", offset,
-        table, in_table);
-}
+#include "compress.h"
+#include "driver.h"
+#include "inflight.h"
+#include "l2.h"
+#include "request.h"
 
 /* Nothing here: the backing image's content, up to its end and ours. */
 static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
@@ -48,13 +31,13 @@ static coroutine_fn int co_read_below(struct qcow2 *s, uint64_t offset, uint64_t
     return ret;
 }
 
-coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t offset, uint64_t length,
+coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, struct qcow2_entry entry, uint64_t offset, uint64_t length,
                                      const struct iovec *iov, int iov_count)
 {
-    switch (qcow2_kind(entry)) {
+    switch (qcow2_entry_kind(entry)) {
     case QCOW2_UNALLOCATED: return co_read_below(s, offset, length, iov, iov_count);
     case QCOW2_NORMAL:
-        return blk_co_readv(s->node->file, (entry & QCOW2_OFFSET_MASK) + qcow2_in_cluster(s, offset), length, iov,
+        return blk_co_readv(qcow2_data_file(s), qcow2_entry_host(entry) + qcow2_in_cluster(s, offset), length, iov,
                             iov_count);
     case QCOW2_IS_COMPRESSED: return qcow2_co_read_compressed(s, entry, offset, length, iov, iov_count);
     default: iov_zero(iov, iov_count, 0, length); return 0;
@@ -62,14 +45,14 @@ coroutine_fn int qcow2_co_read_entry(struct qcow2 *s, uint64_t entry, uint64_t o
 }
 
 /* Finds the entry of one guest cluster and registers it. Lock held. */
-static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, uint64_t *entry,
+static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, struct qcow2_entry *entry,
                                       struct qcow2_inflight *inflight)
 {
     struct qcow2_slice *slice;
 
     do {
         int ret = qcow2_co_slice(s, offset, &slice);
-        *entry = 0;
+        *entry = qcow2_entry_absent();
         if (ret == 0 && slice) {
             uint32_t index = qcow2_slice_index(s, offset);
             *entry = qcow2_slice_entry(slice, index);
@@ -86,7 +69,7 @@ static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64
                                         int iov_count)
 {
     struct qcow2_inflight inflight;
-    uint64_t entry;
+    struct qcow2_entry entry;
 
     co_mutex_lock(&s->lock);
     int ret = co_hold_entry(s, offset, &entry, &inflight);

@@ -5,7 +5,11 @@
  * A block is read with the lock held, changed in memory and written by the next commit, dirty sectors only. A clean
  * block that was not used lately is dropped when there are too many; a dirty one never is.
  */
-#include "qcow2.h"
+#include "refcount.h"
+
+#include "corrupt.h"
+#include "dirty.h"
+#include "overlap.h"
 
 #include <string.h>
 
@@ -71,7 +75,6 @@ struct qcow2_refblock *qcow2_refblock_insert(struct qcow2 *s, uint64_t index, ui
 void qcow2_refblock_drop(struct qcow2 *s, struct qcow2_refblock *block)
 {
     s->refblock_dirty_count -= block->dirty;
-    s->refblock_fresh_count -= block->fresh;
     list_remove(&block->link);
     s->refblocks[block->index] = NULL;
     s->refblock_count--;
@@ -160,14 +163,15 @@ coroutine_fn int qcow2_co_refblock_for_write(struct qcow2 *s, uint64_t index, st
     if (ret < 0 || !*out || (*out)->checked)
         return ret;
     ret = qcow2_co_check_overlap(s, (*out)->host_offset, s->cluster_size, QCOW2_REGION_REFBLOCK);
-    (*out)->checked = ret == 0;
+    if (ret == 0)
+        (*out)->checked = true;
     return ret;
 }
 
 void qcow2_refblock_dirty(struct qcow2 *s, struct qcow2_refblock *block, uint32_t start, uint32_t end)
 {
-    start = (uint32_t)align_down(start, BLK_SECTOR_SIZE);
-    end = (uint32_t)align_up(end, BLK_SECTOR_SIZE);
+    start = (uint32_t)align_down(start, s->write_unit);
+    end = (uint32_t)align_up(end, s->write_unit);
     if (!block->dirty) {
         block->dirty = true;
         block->dirty_start = start;
@@ -200,6 +204,12 @@ coroutine_fn int qcow2_co_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *
     return ret;
 }
 
+void qcow2_bytes_forget(struct qcow2 *s, uint64_t cluster)
+{
+    if (s->free_bytes >> s->cluster_bits == cluster)
+        s->free_bytes = 0;
+}
+
 coroutine_fn int qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uint64_t value)
 {
     uint64_t index = cluster & ((UINT64_C(1) << s->refblock_bits) - 1);
@@ -213,7 +223,45 @@ coroutine_fn int qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uin
     qcow2_refcount_set(block->data, s->header.refcount_order, index, value);
     uint32_t at = (uint32_t)((index << s->header.refcount_order) >> 3);
     qcow2_refblock_dirty(s, block, at, at + 1);
-    if (value == 0)
+    if (value == 0) {
         s->free_cursor = MIN(s->free_cursor, cluster);
+        qcow2_bytes_forget(s, cluster);
+    }
     return 0;
+}
+
+coroutine_fn int qcow2_co_refcount_lower(struct qcow2 *s, uint64_t cluster)
+{
+    uint64_t count;
+    int ret = qcow2_co_refcount(s, cluster, &count);
+
+    return ret < 0 || count == 0 ? ret : qcow2_co_refcount_change(s, cluster, count - 1);
+}
+
+coroutine_fn int qcow2_co_refcount_take(struct qcow2 *s, uint64_t cluster, uint64_t count)
+{
+    uint64_t first = cluster & ((UINT64_C(1) << s->refblock_bits) - 1);
+    unsigned order = s->header.refcount_order;
+    struct qcow2_refblock *block;
+    int ret = qcow2_co_check_overlap(s, cluster << s->cluster_bits, count << s->cluster_bits, 0);
+
+    if (ret == 0)
+        ret = qcow2_co_refblock_for_write(s, cluster >> s->refblock_bits, &block);
+    if (ret < 0)
+        return ret;
+    if (!block)
+        return -EIO;
+    for (uint64_t i = 0; i < count; i++)
+        qcow2_refcount_set(block->data, order, first + i, 1);
+    qcow2_refblock_dirty(s, block, (uint32_t)((first << order) >> 3),
+                         (uint32_t)(((first + count - 1) << order) >> 3) + 1);
+    s->fresh_from = MAX(s->fresh_from, cluster + count);
+    return 0;
+}
+
+coroutine_fn void qcow2_co_unalloc(struct qcow2 *s, uint64_t offset, uint64_t count)
+{
+    /* A failure here leaves a leak, which harms nothing; the error that led here is reported. */
+    for (uint64_t i = 0; i < count; i++)
+        qcow2_co_refcount_change(s, (offset >> s->cluster_bits) + i, 0);
 }

@@ -8,7 +8,12 @@
  * table is made in memory with its place allocated; commit.c writes blocks before the table, the table before
  * the header names it.
  */
-#include "qcow2.h"
+#include "alloc.h"
+
+#include "dirty.h"
+#include "l2.h"
+#include "overlap.h"
+#include "refcount.h"
 
 #include <string.h>
 
@@ -24,32 +29,38 @@ static uint64_t first_uncounted(const struct qcow2 *s)
     return index;
 }
 
-/* An empty block for range `index` at `cluster`, which nobody counts yet. */
+/* A block for range `index` at `cluster`, which nobody counts yet: it counts itself, or a new one before it does. */
 static coroutine_fn int co_make_block(struct qcow2 *s, uint64_t index, uint64_t cluster)
 {
     uint64_t offset = cluster << s->cluster_bits;
     struct qcow2_refblock *block;
 
-    if (!s->host_grows && offset + s->cluster_size > blk_node_size(s->node->file))
+    if (!qcow2_host_grows(s) && offset + s->cluster_size > blk_node_size(s->node->file))
         return -ENOSPC;
     int ret = qcow2_co_check_reftable(s);
     if (ret == 0)
         ret = qcow2_co_check_overlap(s, offset, s->cluster_size, 0);
+    if (ret == 0 && cluster < s->fresh_from)
+        ret = qcow2_co_check_unnamed(s, cluster, 1, "allocation of metadata");
     if (ret == 0)
         ret = qcow2_set_add(&s->refblock_set, cluster);
     if (ret < 0)
         return ret;
     qcow2_refblocks_trim(s);
     block = qcow2_refblock_insert(s, index, offset);
-    if (!block)
+    if (!block) {
+        qcow2_set_remove(&s->refblock_set, cluster);
         return -ENOMEM;
+    }
     block->fresh = true;
-    s->refblock_fresh_count++;
     qcow2_refblock_dirty(s, block, 0, (uint32_t)s->cluster_size);
     qcow2_reftable_set(s, index, offset);
     s->fresh_from = MAX(s->fresh_from, cluster + 1);
-    return 0;
+    return qcow2_co_refcount_change(s, cluster, 1);
 }
+
+/* A larger table needs a run of its own, and a run may need a larger table: see below. */
+static coroutine_fn int co_grow_reftable(struct qcow2 *s, uint64_t entries);
 
 /* ---- runs behind everything ---- */
 
@@ -62,13 +73,14 @@ static uint64_t blocks_for_run(const struct qcow2 *s, uint64_t count)
     return blocks;
 }
 
-coroutine_fn int qcow2_co_append_run(struct qcow2 *s, uint64_t count, uint64_t *offset)
+/* Exactly `count` contiguous clusters behind all that is counted, with the blocks that count them. */
+static coroutine_fn int co_append_run(struct qcow2 *s, uint64_t count, uint64_t *offset)
 {
     uint64_t blocks = blocks_for_run(s, count), index = first_uncounted(s);
     int ret = 0;
 
     if (index + blocks > s->reftable_entries) {
-        ret = qcow2_co_grow_reftable(s, index + blocks);
+        ret = co_grow_reftable(s, index + blocks);
         if (ret < 0)
             return ret;
         index = first_uncounted(s);
@@ -76,16 +88,82 @@ coroutine_fn int qcow2_co_append_run(struct qcow2 *s, uint64_t count, uint64_t *
             return -EFBIG;
     }
     uint64_t first = index << s->refblock_bits, last = first + blocks + count - 1;
-    if (!s->host_grows && last >= blk_node_size(s->node->file) >> s->cluster_bits)
+    if (!qcow2_host_grows(s) && last >= blk_node_size(s->node->file) >> s->cluster_bits)
         return -ENOSPC;
     ret = qcow2_co_check_overlap(s, first << s->cluster_bits, (last - first + 1) << s->cluster_bits, 0);
+    if (ret == 0 && first < s->fresh_from)
+        ret = qcow2_co_check_unnamed(s, first, last - first + 1, "allocation of metadata");
+    /* If it fails half way the blocks made so far stay: empty, but for themselves, and usable. */
     for (uint64_t i = 0; i < blocks && ret == 0; i++)
         ret = co_make_block(s, index + i, first + i);
-    /* Where it fails half way the blocks made so far stay: empty, but for themselves, and usable. */
-    for (uint64_t i = first; i <= last && ret == 0; i++)
+    for (uint64_t i = first + blocks; i <= last && ret == 0; i++)
         ret = qcow2_co_refcount_change(s, i, 1);
     s->fresh_from = MAX(s->fresh_from, last + 1);
     *offset = (first + blocks) << s->cluster_bits;
+    return ret;
+}
+
+/* ---- runs anywhere ---- */
+
+int qcow2_check_room(const struct qcow2 *s, uint64_t cluster, uint64_t *count)
+{
+    uint64_t room = blk_node_size(s->node->file) >> s->cluster_bits;
+
+    if (qcow2_host_grows(s))
+        return 0;
+    if (cluster >= room)
+        return -ENOSPC;
+    *count = MIN(*count, room - cluster);
+    return 0;
+}
+
+/* A run of `count` free clusters among those that have refcount blocks. *length is 0 where there is none. */
+static coroutine_fn int co_find_exact(struct qcow2 *s, uint64_t count, uint64_t *start, uint64_t *length)
+{
+    uint64_t mask = (UINT64_C(1) << s->refblock_bits) - 1, end = s->reftable_entries << s->refblock_bits;
+    struct qcow2_refblock *block = NULL;
+
+    *length = 0;
+    for (uint64_t at = s->free_cursor; at < end && *length < count; at++) {
+        if ((at & mask) == 0 || !block) {
+            int ret = qcow2_co_refblock(s, at >> s->refblock_bits, &block);
+            if (ret < 0)
+                return ret;
+        }
+        if (!block) {
+            *length = 0;
+            at |= mask; /* on to the next block's range */
+        } else if (qcow2_refcount_get(block->data, s->header.refcount_order, at & mask) != 0) {
+            *length = 0;
+        } else if ((*length)++ == 0) {
+            *start = at;
+        }
+    }
+    if (*length < count)
+        *length = 0;
+    return 0;
+}
+
+coroutine_fn int qcow2_co_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *offset)
+{
+    uint64_t start = 0, run = 0, room = count;
+    int ret = co_find_exact(s, count, &start, &run);
+
+    if (ret < 0)
+        return ret;
+    if (run == 0)
+        return co_append_run(s, count, offset);
+    ret = qcow2_check_room(s, start, &room);
+    if (ret == 0 && room < count)
+        ret = -ENOSPC;
+    if (ret == 0 && start < s->fresh_from)
+        ret = qcow2_co_check_unnamed(s, start, count, "allocation of metadata");
+    for (uint64_t i = 0; i < count && ret == 0; i++) {
+        ret = qcow2_co_refcount_take(s, start + i, 1);
+        if (ret < 0)
+            qcow2_co_unalloc(s, start << s->cluster_bits, i);
+    }
+    *offset = start << s->cluster_bits;
     return ret;
 }
 
@@ -130,7 +208,7 @@ static void shrink_memory(struct qcow2 *s, uint64_t entries)
     s->reftable_entries = entries;
 }
 
-coroutine_fn int qcow2_co_grow_reftable(struct qcow2 *s, uint64_t entries)
+static coroutine_fn int co_grow_reftable(struct qcow2 *s, uint64_t entries)
 {
     uint64_t old_entries = s->reftable_entries, old_offset = s->reftable_offset;
     uint64_t per_cluster = s->cluster_size / 8, old_clusters = old_entries / per_cluster, offset = 0;
@@ -153,7 +231,7 @@ coroutine_fn int qcow2_co_grow_reftable(struct qcow2 *s, uint64_t entries)
     s->reftable_offset = offset;
     s->reftable_disk_entries = s->reftable_entries;
     s->reftable_moved = true;
-    qcow2_freed_add(&s->freed, old_offset >> s->cluster_bits, old_clusters, false);
+    qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, false);
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
     qcow2_note_dirty(s);
     return 0;
@@ -165,12 +243,11 @@ coroutine_fn int qcow2_co_refblock_create(struct qcow2 *s, uint64_t cluster)
     int ret;
 
     if (index >= s->reftable_entries) {
-        ret = qcow2_co_grow_reftable(s, index + 1);
+        ret = co_grow_reftable(s, index + 1);
         if (ret < 0)
             return ret;
         if (s->reftable[index])
             return 0; /* made on the way */
     }
-    ret = co_make_block(s, index, cluster);
-    return ret < 0 ? ret : qcow2_co_refcount_change(s, cluster, 1);
+    return co_make_block(s, index, cluster);
 }

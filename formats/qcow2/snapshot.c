@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The snapshot table: reading it. An image with internal snapshots can be read, written and checked; the table itself
- * is not changed here yet. Its bytes are not trusted: lengths are bounded before they are used, an L1 table that
- * cannot be one is kept as it is for check to name and counts as empty elsewhere.
+ * The snapshot table. Its bytes are not trusted: lengths are bounded before they are used, an L1 table that cannot be
+ * one is kept as it is for check to name and counts as empty elsewhere. An entry is kept as it lies on disk too, so
+ * that a table that is written anew has what we do not know of others' entries.
  */
-#include "qcow2.h"
+#include "snapshot.h"
 
 #include <string.h>
 
 #define ENTRY_BYTES 40u
 #define MAX_EXTRA_BYTES 1024u
+/* Of the entries that we make: size of the VM state, of the disk, and the instruction count. */
+#define EXTRA_BYTES 24u
 
 bool qcow2_snapshot_l1_valid(const struct qcow2 *s, const struct qcow2_snapshot *snapshot)
 {
@@ -32,9 +34,16 @@ static void parse_fixed(const uint8_t *data, struct qcow2_snapshot *sn)
     sn->extra_length = load_be32(data + 36);
 }
 
-/* Extra data (what is known of it), id and name follow the fixed part. */
-static int parse_rest(const uint8_t *data, struct qcow2_snapshot *sn)
+static size_t entry_bytes(const struct qcow2_snapshot *sn)
 {
+    return ENTRY_BYTES + sn->extra_length + sn->id_length + sn->name_length;
+}
+
+/* Extra data (what is known of it), id and name follow the fixed part. sn->raw is there. */
+static int parse_rest(struct qcow2_snapshot *sn)
+{
+    const uint8_t *data = sn->raw + ENTRY_BYTES;
+
     if (sn->extra_length >= 8)
         sn->vm_state_size = load_be64(data);
     sn->disk_size = sn->extra_length >= 16 ? load_be64(data + 8) : 0;
@@ -52,21 +61,20 @@ static coroutine_fn int co_read_one(struct qcow2 *s, uint64_t *at, struct qcow2_
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not read snapshots");
     parse_fixed(fixed, sn);
-    *at += ENTRY_BYTES;
     if (sn->extra_length > MAX_EXTRA_BYTES)
         return error_set(errp, -EFBIG, "Could not read snapshots: Too much extra metadata in snapshot table entry %zu",
                          (size_t)(sn - s->snapshots));
-    size_t length = sn->extra_length + sn->id_length + sn->name_length;
-    AUTO_FREE uint8_t *rest = malloc(length + 1);
-    if (!rest)
+    size_t rest = entry_bytes(sn) - ENTRY_BYTES;
+    sn->raw = calloc(1, align_up(entry_bytes(sn), 8) + 1); /* and a NUL: id and name are text */
+    if (!sn->raw)
         return -ENOMEM;
-    rest[length] = 0;
-    ret = length ? blk_co_read(s->node->file, *at, rest, length) : 0;
+    memcpy(sn->raw, fixed, ENTRY_BYTES);
+    ret = rest ? blk_co_read(s->node->file, *at + ENTRY_BYTES, sn->raw + ENTRY_BYTES, rest) : 0;
     if (ret == 0)
-        ret = parse_rest(rest, sn);
+        ret = parse_rest(sn);
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not read snapshots");
-    *at = align_up(*at + length, 8);
+    *at += align_up(entry_bytes(sn), 8);
     if (*at - s->header.snapshots_offset > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
         return error_set(errp, -EFBIG, "Could not read snapshots: The snapshot table is too big");
     return 0;
@@ -88,14 +96,68 @@ coroutine_fn int qcow2_co_snapshots_read(struct qcow2 *s, struct error **errp)
     return ret;
 }
 
+void qcow2_snapshot_finish(struct qcow2_snapshot *snapshot)
+{
+    free(snapshot->raw);
+    free(snapshot->id);
+    free(snapshot->name);
+    *snapshot = (struct qcow2_snapshot){ 0 };
+}
+
 void qcow2_snapshots_free(struct qcow2 *s)
 {
-    for (uint32_t i = 0; s->snapshots && i < s->header.snapshot_count; i++) {
-        free(s->snapshots[i].id);
-        free(s->snapshots[i].name);
-    }
+    for (uint32_t i = 0; s->snapshots && i < s->header.snapshot_count; i++)
+        qcow2_snapshot_finish(&s->snapshots[i]);
     free(s->snapshots);
     s->snapshots = NULL;
+}
+
+/* ---- making entries ---- */
+
+int qcow2_snapshot_make(struct qcow2_snapshot *sn, const struct blk_snapshot *what, const char *id, uint64_t disk_size,
+                        uint64_t l1_offset, uint32_t l1_size)
+{
+    sn->id_length = (uint16_t)strlen(id);
+    sn->name_length = (uint16_t)strlen(what->name);
+    sn->extra_length = EXTRA_BYTES;
+    sn->raw = calloc(1, align_up(entry_bytes(sn), 8) + 1); /* and a NUL: id and name are text */
+    if (!sn->raw)
+        return -ENOMEM;
+    uint8_t *data = sn->raw;
+    store_be64(data, l1_offset);
+    store_be32(data + 8, l1_size);
+    store_be16(data + 12, sn->id_length);
+    store_be16(data + 14, sn->name_length);
+    store_be32(data + 16, what->date_sec);
+    store_be32(data + 20, what->date_nsec);
+    store_be64(data + 24, what->vm_clock_nsec);
+    store_be32(data + 32, what->vm_state_size > UINT32_MAX ? 0 : (uint32_t)what->vm_state_size);
+    store_be32(data + 36, sn->extra_length);
+    store_be64(data + 40, what->vm_state_size);
+    store_be64(data + 48, disk_size);
+    store_be64(data + 56, what->icount);
+    memcpy(data + ENTRY_BYTES + EXTRA_BYTES, id, sn->id_length);
+    memcpy(data + ENTRY_BYTES + EXTRA_BYTES + sn->id_length, what->name, sn->name_length);
+    parse_fixed(data, sn);
+    return parse_rest(sn);
+}
+
+uint64_t qcow2_snapshots_bytes(const struct qcow2_snapshot *list, uint32_t count)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < count; i++)
+        bytes += align_up(entry_bytes(&list[i]), 8);
+    return bytes;
+}
+
+void qcow2_snapshots_store(const struct qcow2_snapshot *list, uint32_t count, uint8_t *out)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        size_t bytes = align_up(entry_bytes(&list[i]), 8);
+        memcpy(out, list[i].raw, bytes);
+        out += bytes;
+    }
 }
 
 json_t *qcow2_snapshots_json(const struct qcow2 *s)
@@ -108,11 +170,11 @@ json_t *qcow2_snapshots_json(const struct qcow2 *s)
         if (sn->icount != UINT64_MAX)
             json_object_set_new(one, "icount", json_integer((json_int_t)sn->icount));
         json_object_set_new(one, "vm-clock-nsec", json_integer((json_int_t)(sn->vm_clock_nsec % 1000000000)));
-        json_object_set_new(one, "name", json_string(sn->name));
+        json_object_set_new(one, "name", json_string_nocheck(sn->name));
         json_object_set_new(one, "date-sec", json_integer(sn->date_sec));
         json_object_set_new(one, "date-nsec", json_integer(sn->date_nsec));
         json_object_set_new(one, "vm-clock-sec", json_integer((json_int_t)(sn->vm_clock_nsec / 1000000000)));
-        json_object_set_new(one, "id", json_string(sn->id));
+        json_object_set_new(one, "id", json_string_nocheck(sn->id));
         json_object_set_new(one, "vm-state-size", json_integer((json_int_t)sn->vm_state_size));
         json_array_append_new(list, one);
     }

@@ -7,99 +7,51 @@
  * the size. Shrinking: first the size, then what lies past it is given up. Cut off half way, that leaves entries past
  * the end, so growing does not take for granted that there are none.
  */
-#include "qcow2.h"
+#include "truncate.h"
+
+#include "alloc.h"
+#include "commit.h"
+#include "dirty.h"
+#include "driver.h"
+#include "header.h"
+#include "l1table.h"
+#include "l2.h"
+#include "overlap.h"
+#include "refcount.h"
+#include "request.h"
 
 #include <string.h>
 
+/* The longest hole that is looked at when an image is opened: more than a file is grown ahead. */
+#define HOLE_MAX (UINT64_C(320) << 20)
+
 /* ---- the L1 table ---- */
 
-struct l1_memory {
-    _Atomic uint64_t *l1;
-    uint8_t *dirty;
-    _Atomic(struct qcow2_dir *) *dir;
-};
-
-static int grow_l1_memory(const struct qcow2 *s, uint64_t entries, struct l1_memory *m)
+coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
 {
-    uint64_t bytes = align_up(entries * 8, BLK_SECTOR_SIZE);
-
-    m->l1 = calloc(1, bytes);
-    m->dirty = calloc(1, bytes / BLK_SECTOR_SIZE);
-    m->dir = calloc(entries, sizeof(*m->dir));
-    if (!m->l1 || !m->dirty || !m->dir) {
-        free(m->l1);
-        free(m->dirty);
-        free(m->dir);
-        *m = (struct l1_memory){ 0 };
-        return -ENOMEM;
-    }
-    memcpy((void *)m->l1, (const void *)s->l1, (size_t)s->l1_size * 8);
-    memcpy((void *)m->dir, (const void *)s->dir, (size_t)s->l1_size * sizeof(*m->dir));
-    return 0;
-}
-
-/* Everything is committed, so memory and disk say the same. Lock held: nobody else is here. */
-static coroutine_fn int co_move_l1(struct qcow2 *s, uint64_t entries, uint64_t offset, const struct l1_memory *m)
-{
-    int ret = blk_co_write(s->node->file, offset, (const void *)m->l1, align_up(entries * 8, BLK_SECTOR_SIZE), 0);
-
-    if (ret == 0)
-        ret = blk_co_flush(s->node->file);
-    if (ret < 0)
-        return ret;
-    uint32_t old_size = s->header.l1_size;
-    uint64_t old_offset = s->header.l1_offset;
-    qcow2_header_set32(s, QCOW2_AT_L1_SIZE, (uint32_t)entries);
-    qcow2_header_set64(s, QCOW2_AT_L1_OFFSET, offset);
-    ret = qcow2_co_header_write(s);
-    if (ret < 0) {
-        qcow2_header_set32(s, QCOW2_AT_L1_SIZE, old_size);
-        qcow2_header_set64(s, QCOW2_AT_L1_OFFSET, old_offset);
-        return ret;
-    }
-    s->header.l1_size = (uint32_t)entries;
-    s->header.l1_offset = offset;
-    return 0;
-}
-
-/* The refcounts of the new table must be durable before the header names it: a commit lies between. */
-static coroutine_fn int co_grow_l1(struct qcow2 *s, uint64_t entries)
-{
-    uint64_t clusters = div_round_up(entries * 8, s->cluster_size), offset = 0;
     uint64_t old_offset = s->header.l1_offset, old_clusters = div_round_up((uint64_t)s->l1_size * 8, s->cluster_size);
-    struct l1_memory m = { 0 };
+    struct qcow2_l1_table table;
 
     if (entries * 8 > QCOW2_MAX_L1_BYTES)
         return -EFBIG;
-    co_mutex_lock(&s->lock);
-    int ret = qcow2_co_begin_changes(s);
+    int ret = qcow2_co_settle(s); /* what was freed may be where it goes */
     if (ret == 0)
-        ret = qcow2_co_alloc_exact(s, clusters, &offset);
-    co_mutex_unlock(&s->lock);
+        ret = qcow2_co_l1_prepare(s, entries, &table);
     if (ret < 0)
         return ret;
-    ret = qcow2_co_settle(s);
-    if (ret == 0)
-        ret = grow_l1_memory(s, entries, &m);
+    ret = qcow2_co_settle(s); /* the refcounts of the new table are durable before the header names it */
     co_mutex_lock(&s->lock);
-    if (ret == 0)
-        ret = co_move_l1(s, entries, offset, &m);
     if (ret == 0) {
-        free(s->l1);
-        free(s->l1_dirty);
-        free(s->dir);
-        s->l1 = m.l1;
-        s->l1_dirty = m.dirty;
-        s->dir = m.dir;
-        s->l1_size = (uint32_t)entries;
+        memcpy((void *)table.l1, (const void *)s->l1, (size_t)s->l1_size * 8);
+        memcpy((void *)table.dir, (const void *)s->dir, (size_t)s->l1_size * sizeof(*table.dir));
+        ret = qcow2_co_l1_name(s, &table, s->header.size);
+    }
+    if (ret == 0) {
+        qcow2_l1_install(s, &table);
         if (old_clusters)
-            qcow2_freed_add(&s->freed, old_offset >> s->cluster_bits, old_clusters, false);
+            qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, false);
     } else {
-        free(m.l1);
-        free(m.dirty);
-        free(m.dir);
-        /* Once a commit has made sure that the header on disk does not name it. */
-        qcow2_freed_add(&s->freed, offset >> s->cluster_bits, clusters, false);
+        qcow2_l1_drop(s, &table);
     }
     qcow2_note_dirty(s);
     co_mutex_unlock(&s->lock);
@@ -111,9 +63,9 @@ static coroutine_fn int co_grow_l1(struct qcow2 *s, uint64_t entries)
 /* Entries may be committed at any time: the file reaches to the last cluster before one points there. */
 static coroutine_fn int co_reserve_host(struct qcow2 *s, uint64_t end, const char *prealloc, struct error **errp)
 {
-    if (end <= blk_node_size(s->node->file))
+    if (end <= blk_node_size(qcow2_data_file(s)))
         return 0;
-    return blk_co_truncate(s->node->file, end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
+    return blk_co_truncate(qcow2_data_file(s), end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
 }
 
 /* Allocates and links clusters for a run without entries in one slice's range. Lock held. */
@@ -130,10 +82,10 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
     if (ret < 0)
         return ret;
     *step = s->cluster_size;
-    if (qcow2_kind(qcow2_slice_entry(slice, index)) != QCOW2_UNALLOCATED)
+    if (qcow2_entry_kind(qcow2_slice_entry(slice, index)) != QCOW2_UNALLOCATED)
         return 0;
     for (uint64_t i = 1; i < count; i++) {
-        if (qcow2_kind(qcow2_slice_entry(slice, index + (uint32_t)i)) != QCOW2_UNALLOCATED)
+        if (qcow2_entry_kind(qcow2_slice_entry(slice, index + (uint32_t)i)) != QCOW2_UNALLOCATED)
             count = i;
     }
     ret = qcow2_co_alloc(s, count, &host, &got, &fresh);
@@ -142,13 +94,13 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
     *step = got << s->cluster_bits;
     ret = co_reserve_host(s, host + *step, prealloc, errp);
     if (ret == 0 && !fresh)
-        ret = blk_co_write_zeroes(s->node->file, host, *step, 0);
+        ret = blk_co_write_zeroes(qcow2_data_file(s), host, *step, 0);
     if (ret < 0) {
         qcow2_co_unalloc(s, host, got);
         return ret;
     }
     for (uint64_t i = 0; i < got; i++)
-        qcow2_slice_set(s, slice, index + (uint32_t)i, (host + (i << s->cluster_bits)) | QCOW2_COPIED);
+        qcow2_slice_set(s, slice, index + (uint32_t)i, qcow2_entry_data(host + (i << s->cluster_bits)));
     return 0;
 }
 
@@ -164,6 +116,14 @@ coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t
         uint64_t step = 0;
         qcow2_co_throttle(s);
         ret = co_preallocate_some(s, offset, end, prealloc, &step, errp);
+        if (ret == -ENOSPC && qcow2_co_make_room(s) == 0) {
+            if (errp) {
+                error_free(*errp);
+                *errp = NULL;
+            }
+            ret = 0;
+            continue;
+        }
         offset += step;
     }
     co_mutex_unlock(&s->lock);
@@ -175,14 +135,6 @@ coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t
 }
 
 /* ---- growing ---- */
-
-/* Entries past the end: of a shrink that was cut off, or VM state of the snapshot that was applied last. */
-static coroutine_fn int co_drop_leftovers(struct qcow2 *s, uint64_t old_size)
-{
-    uint64_t start = align_up(old_size, s->cluster_size), end = (uint64_t)s->l1_size << s->l1_shift;
-
-    return end > start ? qcow2_co_clear(s, start, end - start, QCOW2_CLEAR_DROP) : 0;
-}
 
 /* Bytes past the old end: of its last cluster, and those that a longer backing image would show. */
 static coroutine_fn int co_zero_new_range(struct qcow2 *s, uint64_t old_size, uint64_t size)
@@ -225,12 +177,12 @@ static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t siz
                                 struct error **errp)
 {
     uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift);
-    int ret = co_drop_leftovers(s, old_size);
+    int ret = qcow2_co_drop_past_end(s, old_size);
 
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not zero the new area");
     if (entries > s->l1_size)
-        ret = co_grow_l1(s, entries);
+        ret = qcow2_co_grow_l1(s, entries);
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to grow the L1 table");
     /* Requests are bounded by the node's size: it grows first, for what follows here only. */
@@ -259,6 +211,8 @@ static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
 {
     co_mutex_lock(&s->lock);
     int ret = qcow2_co_check_l1(s);
+    if (ret == 0)
+        ret = qcow2_co_begin_changes(s);
     for (uint64_t i = first; i < s->l1_size && ret == 0; i++) {
         uint64_t entry = qcow2_l1_entry(s, i), table = entry & QCOW2_OFFSET_MASK;
         if (!table || qcow2_in_cluster(s, table))
@@ -266,24 +220,37 @@ static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
         qcow2_slices_drop(s, i);
         qcow2_set_remove(&s->l2_set, table >> s->cluster_bits);
         qcow2_l1_set(s, (uint32_t)i, 0);
-        qcow2_freed_add(&s->freed, table >> s->cluster_bits, 1, false);
+        qcow2_free_clusters(s, table >> s->cluster_bits, 1, false);
     }
     co_mutex_unlock(&s->lock);
     return ret;
 }
 
-static coroutine_fn int co_cut_file(struct qcow2 *s)
+/* How many clusters the file has, up to the last one in use; looks no lower than `least`. Lock held. */
+static coroutine_fn int co_used_clusters(struct qcow2 *s, uint64_t least, uint64_t *clusters)
 {
-    uint64_t clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size), used = 0;
+    uint64_t used = 0;
     int ret = 0;
 
-    co_mutex_lock(&s->lock);
-    while (ret == 0 && clusters > 0 && used == 0) {
-        ret = qcow2_co_refcount(s, clusters - 1, &used);
-        clusters -= used == 0;
+    *clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size);
+    while (ret == 0 && *clusters > least && used == 0) {
+        ret = qcow2_co_refcount(s, *clusters - 1, &used);
+        *clusters -= used == 0;
     }
+    return ret;
+}
+
+static coroutine_fn int co_cut_file(struct qcow2 *s)
+{
+    uint64_t file_clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size), clusters;
+
+    co_mutex_lock(&s->lock);
+    int ret = co_used_clusters(s, 0, &clusters);
     uint64_t end = clusters << s->cluster_bits;
-    if (ret == 0 && s->host_grows && clusters > 0 && end < blk_node_size(s->node->file)) {
+    bool cut = ret == 0 && qcow2_host_grows(s) && clusters > 0 && end < blk_node_size(s->node->file);
+    if (cut)
+        ret = qcow2_co_check_unnamed(s, clusters, file_clusters - clusters, "cut");
+    if (cut && ret == 0) {
         ret = blk_co_truncate(s->node->file, end, true, "off", NULL);
         if (ret == 0)
             s->fresh_from = clusters;
@@ -292,9 +259,34 @@ static coroutine_fn int co_cut_file(struct qcow2 *s)
     return ret;
 }
 
-static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t old_size, uint64_t size, struct error **errp)
+static coroutine_fn bool co_is_hole(struct blk_node *file, uint64_t offset)
 {
-    uint64_t start = align_up(size, s->cluster_size), end = align_up(old_size, s->cluster_size);
+    struct blk_extent extent = { 0 };
+    uint64_t length = blk_node_size(file) - offset;
+
+    return file->driver->co_extent(file, offset, length, &extent) == 0 && extent.kind == BLK_ZERO &&
+           extent.length == length;
+}
+
+coroutine_fn void qcow2_co_cut_hole(struct qcow2 *s)
+{
+    struct blk_node *file = s->node->file;
+    uint64_t size = blk_node_size(file), clusters = size >> s->cluster_bits;
+
+    if (!qcow2_host_grows(s) || !file->driver->co_extent || clusters < 2)
+        return;
+    uint64_t least = clusters - MIN(clusters, HOLE_MAX >> s->cluster_bits);
+    co_mutex_lock(&s->lock);
+    int ret = co_used_clusters(s, least, &clusters);
+    uint64_t end = clusters << s->cluster_bits; /* of the usual image the file's end: the host is not asked */
+    if (ret == 0 && clusters > least && end < size && co_is_hole(file, end) &&
+        blk_co_truncate(file, end, true, "off", NULL) == 0)
+        s->fresh_from = clusters;
+    co_mutex_unlock(&s->lock);
+}
+
+static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+{
     int ret = qcow2_co_settle(s);
 
     if (ret == 0)
@@ -302,8 +294,7 @@ static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t old_size, uint64_t s
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to update the image size");
     atomic_store(&s->node->size, size);
-    if (end > start)
-        ret = qcow2_co_clear(s, start, end - start, QCOW2_CLEAR_DROP);
+    ret = qcow2_co_drop_past_end(s, size); /* and what lay past the old end */
     if (ret == 0)
         ret = qcow2_co_settle(s);
     if (ret < 0)
@@ -336,5 +327,5 @@ coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool ex
         return error_set(errp, -EFBIG, "The image size is too large (try using a larger cluster size)");
     if (size > old_size)
         return co_grow(s, old_size, size, prealloc, errp);
-    return size < old_size ? co_shrink(s, old_size, size, errp) : 0;
+    return size < old_size ? co_shrink(s, size, errp) : 0;
 }

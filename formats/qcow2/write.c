@@ -5,35 +5,52 @@
  *
  * A write goes piece by piece. For each, under the lock: look up, register in flight, allocate. Without it: read what
  * the cluster held around the request (copy on write), and write head, data and tail in one go. Under it again: only
- * now, the data being written, set the entries, and pass on what they referred to before. A commit later makes both
- * durable in that order.
+ * now, the data being written, set the entries (W3), and pass on what they referred to before. A commit later makes
+ * both durable in that order.
  */
-#include "qcow2.h"
+#include "alloc.h"
+#include "commit.h"
+#include "compress.h"
+#include "dirty.h"
+#include "driver.h"
+#include "free.h"
+#include "inflight.h"
+#include "l2.h"
+#include "overlap.h"
+#include "refcount.h"
+#include "request.h"
 
+#include <base/crew.h>
+#include <base/testpoint.h>
 #include <string.h>
 
+/* Copy on write reads across what the request itself writes, up to so many bytes. */
+#define READ_ACROSS (16u * 1024)
+
 enum how {
+    SKIP,     /* what is there already, if only absent parts are wanted */
     IN_PLACE, /* clusters that are ours alone */
     FILL,     /* ours alone, but reading as zeroes so far */
     ALLOCATE, /* everything else */
 };
 
 struct piece {
+    bool absent_only; /* BLK_REQ_ABSENT_ONLY */
     enum how how;
-    uint64_t offset, length;          /* guest */
-    uint64_t host;                    /* of the first cluster's start */
-    bool fresh;                       /* host clusters that were never written */
-    uint64_t first_entry, last_entry; /* as they were: for copy on write */
+    uint64_t offset, length;                    /* guest */
+    uint64_t host;                              /* of the first cluster's start */
+    bool fresh;                                 /* host clusters that were never written */
+    struct qcow2_entry first_entry, last_entry; /* as they were: for copy on write */
     struct qcow2_inflight inflight;
 };
 
-static enum how how_to_write(uint64_t entry)
+static enum how how_to_write(const struct piece *p, struct qcow2_entry entry)
 {
-    enum qcow2_kind kind = qcow2_kind(entry);
-
-    if (!(entry & QCOW2_COPIED) || (kind != QCOW2_NORMAL && kind != QCOW2_ZERO_ALLOCATED))
+    if (p->absent_only && qcow2_entry_kind(entry) != QCOW2_UNALLOCATED)
+        return SKIP;
+    if (!qcow2_entry_copied(entry) || !qcow2_entry_has_cluster(entry))
         return ALLOCATE;
-    return kind == QCOW2_NORMAL ? IN_PLACE : FILL;
+    return qcow2_entry_kind(entry) == QCOW2_NORMAL ? IN_PLACE : FILL;
 }
 
 /* ---- planning: lock held ---- */
@@ -45,7 +62,8 @@ static coroutine_fn int co_plan_run(struct qcow2 *s, struct qcow2_slice *slice, 
     uint64_t expected = 0, at = qcow2_cluster_start(s, p->offset), end = p->offset + length;
 
     for (; index < qcow2_slice_entries(s) && at < end; index++, at += s->cluster_size) {
-        uint64_t entry = qcow2_slice_entry(slice, index), host = entry & QCOW2_OFFSET_MASK;
+        struct qcow2_entry entry = qcow2_slice_entry(slice, index);
+        uint64_t host = qcow2_entry_host(entry);
         bool first = at <= p->offset;
         if (slice->suspect) {
             int ret = qcow2_co_check_entry(s, slice, index, entry, true);
@@ -53,10 +71,10 @@ static coroutine_fn int co_plan_run(struct qcow2 *s, struct qcow2_slice *slice, 
                 return ret;
         }
         if (first) {
-            p->how = how_to_write(entry);
+            p->how = how_to_write(p, entry);
             p->host = host;
             p->first_entry = entry;
-        } else if (how_to_write(entry) != p->how || (p->how != ALLOCATE && host != expected)) {
+        } else if (how_to_write(p, entry) != p->how || (p->how != ALLOCATE && host != expected)) {
             break;
         }
         p->last_entry = entry;
@@ -76,16 +94,16 @@ static void shorten(struct qcow2 *s, struct qcow2_slice *slice, struct piece *p,
     p->inflight.last = (end - 1) >> s->cluster_bits;
 }
 
-static coroutine_fn int co_find_slice(struct qcow2 *s, uint64_t offset, struct qcow2_slice **slice)
+/* A table of our own, unless no entry of it is going to change. */
+static coroutine_fn int co_find_slice(struct qcow2 *s, const struct piece *p, struct qcow2_slice **slice)
 {
-    int ret = qcow2_co_slice(s, offset, slice);
+    int ret = qcow2_co_slice(s, p->offset, slice);
 
     if (ret < 0)
         return ret;
-    if (*slice && how_to_write(qcow2_slice_entry(*slice, qcow2_slice_index(s, offset))) == IN_PLACE)
+    if (*slice && how_to_write(p, qcow2_slice_entry(*slice, qcow2_slice_index(s, p->offset))) <= IN_PLACE)
         return 0;
-    ret = qcow2_co_begin_changes(s);
-    return ret < 0 ? ret : qcow2_co_slice_for_write(s, offset, slice);
+    return qcow2_co_slice_for_write(s, p->offset, slice);
 }
 
 /* Host clusters for the piece. Registered in flight already. */
@@ -101,18 +119,18 @@ static coroutine_fn int co_get_clusters(struct qcow2 *s, struct qcow2_slice *sli
     return ret;
 }
 
-static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t length, struct piece *p)
+static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t length, bool absent_only, struct piece *p)
 {
     struct qcow2_slice *slice = NULL;
 
     do {
-        *p = (struct piece){ .offset = offset };
+        *p = (struct piece){ .offset = offset, .absent_only = absent_only };
         if (atomic_load(&s->corrupt))
             return -EIO;
-        int ret = co_find_slice(s, offset, &slice);
+        int ret = co_find_slice(s, p, &slice);
         if (ret == 0)
             ret = co_plan_run(s, slice, length, p);
-        if (ret < 0)
+        if (ret < 0 || p->how == SKIP)
             return ret;
         p->inflight.first = offset >> s->cluster_bits;
         p->inflight.last = (offset + p->length - 1) >> s->cluster_bits;
@@ -127,9 +145,9 @@ static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t lengt
 
 /* ---- writing: lock not held ---- */
 
-static bool reads_zero(const struct qcow2 *s, uint64_t entry, uint64_t offset)
+static bool reads_zero(const struct qcow2 *s, struct qcow2_entry entry, uint64_t offset)
 {
-    enum qcow2_kind kind = qcow2_kind(entry);
+    enum qcow2_kind kind = qcow2_entry_kind(entry);
 
     if (kind == QCOW2_UNALLOCATED)
         return !s->node->backing || offset >= MIN(blk_node_size(s->node->backing), blk_node_size(s->node));
@@ -145,10 +163,10 @@ struct margin {
 
 /* Clusters that were never written need no zeroes but those that fill up the host's sectors: the file shall not end
  * within one. */
-static void set_margin(const struct qcow2 *s, const struct piece *p, uint64_t entry, uint64_t offset, uint64_t length,
-                       bool before, struct margin *m)
+static void set_margin(const struct qcow2 *s, const struct piece *p, struct qcow2_entry entry, uint64_t offset,
+                       uint64_t length, bool before, struct margin *m)
 {
-    uint64_t host_align = MAX(s->node->file->limits.request_alignment, BLK_SECTOR_SIZE);
+    uint64_t host_align = MAX(qcow2_data_file(s)->limits.request_alignment, BLK_SECTOR_SIZE);
     uint64_t align = MIN(host_align, s->cluster_size);
     uint64_t part = length & (align - 1);
 
@@ -159,46 +177,87 @@ static void set_margin(const struct qcow2 *s, const struct piece *p, uint64_t en
     }
 }
 
-static coroutine_fn int co_fill_margin(struct qcow2 *s, uint64_t entry, struct margin *m)
+struct margins {
+    struct qcow2 *s;
+    const struct piece *p;
+    struct margin side[2]; /* before, after */
+};
+
+static coroutine_fn int co_fill_margin(void *arg, size_t index)
 {
+    const struct margins *margins = arg;
+    const struct margin *m = &margins->side[index];
+    struct iovec iov = { m->buffer, m->length };
+
     if (m->length == 0)
         return 0;
-    m->buffer = blk_buffer_alloc(s->node->file, m->length);
-    if (!m->buffer)
-        return -ENOMEM;
-    struct iovec iov = { m->buffer, m->length };
     if (!m->zero)
-        return qcow2_co_read_entry(s, entry, m->offset, m->length, &iov, 1);
+        return qcow2_co_read_entry(margins->s, index == 0 ? margins->p->first_entry : margins->p->last_entry, m->offset,
+                                   m->length, &iov, 1);
     memset(m->buffer, 0, m->length);
     return 0;
+}
+
+/* Both sides of one cluster in one read, with what lies between: cheaper than two reads when that is little. */
+static coroutine_fn int co_fill_in_one(const struct margins *margins)
+{
+    const struct margin *before = &margins->side[0], *after = &margins->side[1];
+    uint8_t *between = blk_buffer_alloc(qcow2_data_file(margins->s), margins->p->length);
+
+    if (!between)
+        return -ENOMEM;
+    struct iovec iov[] = { { before->buffer, before->length },
+                           { between, margins->p->length },
+                           { after->buffer, after->length } };
+    int ret = qcow2_co_read_entry(margins->s, margins->p->first_entry, before->offset,
+                                  before->length + margins->p->length + after->length, iov, 3);
+    free(between);
+    return ret;
+}
+
+static coroutine_fn int co_fill_margins(struct margins *margins)
+{
+    const struct piece *p = margins->p;
+    const struct margin *before = &margins->side[0], *after = &margins->side[1];
+
+    for (size_t i = 0; i < ARRAY_SIZE(margins->side); i++) {
+        struct margin *m = &margins->side[i];
+        m->buffer = m->length ? blk_buffer_alloc(qcow2_data_file(margins->s), m->length) : NULL;
+        if (m->length && !m->buffer)
+            return -ENOMEM;
+    }
+    if (!before->length || !after->length)
+        return co_fill_margin(margins, before->length ? 0 : 1);
+    if (!before->zero && !after->zero && p->inflight.first == p->inflight.last && p->length <= READ_ACROSS)
+        return co_fill_in_one(margins);
+    return co_crew(ARRAY_SIZE(margins->side), ARRAY_SIZE(margins->side), co_fill_margin, margins);
 }
 
 /* iov[0] is free for what comes before, iov[iov_count] for what comes after. */
 static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, struct iovec *iov, int iov_count)
 {
     uint64_t start = qcow2_cluster_start(s, p->offset), end = p->offset + p->length;
-    struct margin before, after;
+    struct margins margins = { .s = s, .p = p };
+    struct margin *before = &margins.side[0], *after = &margins.side[1];
 
-    set_margin(s, p, p->first_entry, start, p->offset - start, true, &before);
-    set_margin(s, p, p->last_entry, end, align_up(end, s->cluster_size) - end, false, &after);
-    int ret = co_fill_margin(s, p->first_entry, &before);
-    if (ret == 0)
-        ret = co_fill_margin(s, p->last_entry, &after);
+    set_margin(s, p, p->first_entry, start, p->offset - start, true, before);
+    set_margin(s, p, p->last_entry, end, align_up(end, s->cluster_size) - end, false, after);
+    int ret = co_fill_margins(&margins);
     if (ret < 0)
         goto out;
-    if (before.length) {
-        iov[0] = (struct iovec){ before.buffer, before.length };
+    if (before->length) {
+        iov[0] = (struct iovec){ before->buffer, before->length };
     } else {
         iov++;
         iov_count--;
     }
-    if (after.length)
-        iov[iov_count++] = (struct iovec){ after.buffer, after.length };
-    uint64_t host = p->host + (p->offset - before.length - start);
-    ret = blk_co_writev(s->node->file, host, before.length + p->length + after.length, iov, iov_count, 0);
+    if (after->length)
+        iov[iov_count++] = (struct iovec){ after->buffer, after->length };
+    uint64_t host = p->host + (p->offset - before->length - start);
+    ret = blk_co_writev(qcow2_data_file(s), host, before->length + p->length + after->length, iov, iov_count, 0);
 out:
-    free(before.buffer);
-    free(after.buffer);
+    free(before->buffer);
+    free(after->buffer);
     return ret;
 }
 
@@ -213,12 +272,12 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
     if (ret < 0)
         return ret;
     for (uint64_t i = 0; i <= p->inflight.last - p->inflight.first; i++, index++) {
-        uint64_t old = qcow2_slice_entry(slice, index);
-        qcow2_slice_set(s, slice, index, (p->host + (i << s->cluster_bits)) | QCOW2_COPIED);
+        struct qcow2_entry old = qcow2_slice_entry(slice, index);
+        qcow2_slice_set(s, slice, index, qcow2_entry_data(p->host + (i << s->cluster_bits)));
         if (p->how == FILL)
             continue;
         qcow2_free_entry(s, old, false);
-        if (old & QCOW2_COMPRESSED)
+        if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
             qcow2_decoded_forget(s, p->inflight.first + i);
     }
     return 0;
@@ -226,19 +285,22 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
 
 /* One piece; *done is how much of the request it covered. Lock held. */
 static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
-                                       int iov_count, uint64_t skip, struct iovec *scratch, uint64_t *done)
+                                       int iov_count, uint64_t skip, struct iovec *scratch, unsigned flags,
+                                       uint64_t *done)
 {
     struct piece p;
-    int ret = co_plan(s, offset, length, &p);
+    int ret = co_plan(s, offset, length, flags & BLK_REQ_ABSENT_ONLY, &p);
 
-    if (ret < 0)
+    *done = p.length;
+    if (ret < 0 || p.how == SKIP)
         return ret;
     co_mutex_unlock(&s->lock);
     int count = iov_slice(iov, iov_count, skip, p.length, scratch + 1, iov_count);
     if (p.how == IN_PLACE)
-        ret = blk_co_writev(s->node->file, p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
+        ret = blk_co_writev(qcow2_data_file(s), p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
     else
         ret = co_write_around(s, &p, scratch, count + 1);
+    testpoint_co("qcow2-link");
     co_mutex_lock(&s->lock);
     if (ret == 0 && p.how != IN_PLACE)
         ret = co_link(s, &p);
@@ -262,7 +324,11 @@ coroutine_fn int qcow2_co_write(struct blk_node *node, uint64_t offset, uint64_t
         uint64_t step = 0;
         qcow2_co_throttle(s);
         qcow2_co_reap(s, false);
-        ret = co_write_piece(s, offset + done, length - done, iov, iov_count, done, scratch, &step);
+        ret = co_write_piece(s, offset + done, length - done, iov, iov_count, done, scratch, flags, &step);
+        if (ret == -ENOSPC) {
+            ret = qcow2_co_make_room(s);
+            continue;
+        }
         done += step;
     }
     co_mutex_unlock(&s->lock);

@@ -4,8 +4,9 @@
  * write, a few writes at a time. All of a set is issued before anything that depends on it, and nothing says in which
  * order it lands, unless it is written in order.
  */
-#include "qcow2.h"
+#include "writeback.h"
 
+#include <base/crew.h>
 #include <string.h>
 
 /* Writes of one set at a time, and the longest one. */
@@ -67,48 +68,27 @@ static void merge(struct qcow2_writeback *wb)
     wb->count = last + 1;
 }
 
-/* All on the loop of the coroutine that waits: plain fields will do. */
-struct crew {
-    struct qcow2_writeback *wb;
+struct writing {
+    const struct qcow2_writeback *wb;
     struct blk_node *file;
-    size_t next;
-    unsigned working;
-    struct co *waiter;
-    int result;
 };
 
-static coroutine_fn void co_worker(void *arg)
+static coroutine_fn int co_write_one(void *arg, size_t index)
 {
-    struct crew *crew = arg;
+    const struct writing *writing = arg;
+    const struct qcow2_piece *p = &writing->wb->pieces[index];
 
-    while (crew->next < crew->wb->count && crew->result == 0) {
-        const struct qcow2_piece *p = &crew->wb->pieces[crew->next++];
-        int ret = blk_co_write(crew->file, p->offset, p->source, p->length, 0);
-        if (ret < 0 && crew->result == 0)
-            crew->result = ret;
-    }
-    if (--crew->working == 0 && crew->waiter)
-        co_wake(crew->waiter);
+    return blk_co_write(writing->file, p->offset, p->source, p->length, 0);
 }
 
 coroutine_fn int qcow2_co_writeback_write(struct qcow2_writeback *wb, struct blk_node *file)
 {
-    struct crew crew = { .wb = wb, .file = file };
+    struct writing writing = { wb, file };
 
     if (wb->count == 0)
         return 0;
     merge(wb);
-    if (wb->count == 1)
-        return blk_co_write(file, wb->pieces[0].offset, wb->pieces[0].source, wb->pieces[0].length, 0);
-    unsigned workers = (unsigned)MIN((size_t)WORKERS, wb->count);
-    crew.working = workers;
-    for (unsigned i = 0; i < workers; i++)
-        co_start(co_worker, &crew);
-    if (crew.working > 0) {
-        crew.waiter = co_self();
-        co_yield();
-    }
-    return crew.result;
+    return co_crew(wb->count, WORKERS, co_write_one, &writing);
 }
 
 coroutine_fn int qcow2_co_writeback_write_in_order(const struct qcow2_writeback *wb, struct blk_node *file)

@@ -7,22 +7,30 @@
  * zeroes over a backing image have to be written as data, and a discard does nothing. A part of a cluster makes the
  * whole one a zero cluster where the rest reads as zeroes already, else it is written as data.
  */
-#include "qcow2.h"
+#include "commit.h"
+#include "compress.h"
+#include "dirty.h"
+#include "driver.h"
+#include "free.h"
+#include "inflight.h"
+#include "l2.h"
+#include "request.h"
 
 #include <string.h>
 
 /* What becomes of an entry that can be trusted. Returns the new one; *release: what the old one referred to is free. */
-static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear how, bool *release)
+static struct qcow2_entry cleared(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how, bool *release)
 {
-    enum qcow2_kind kind = qcow2_kind(entry);
-    uint64_t zero = s->header.version >= 3 ? QCOW2_ZERO : 0;
+    enum qcow2_kind kind = qcow2_entry_kind(entry);
+    bool has_zero = s->header.version >= 3;
+    struct qcow2_entry zero = has_zero ? qcow2_entry_zero() : qcow2_entry_absent();
 
     *release = false;
     if (how == QCOW2_CLEAR_ABSENT)
         return kind == QCOW2_UNALLOCATED ? zero : entry;
     if (how == QCOW2_CLEAR_DROP) {
         *release = kind != QCOW2_UNALLOCATED && kind != QCOW2_ZERO_PLAIN;
-        return 0;
+        return qcow2_entry_absent();
     }
     switch (kind) {
     case QCOW2_UNALLOCATED: return how == QCOW2_CLEAR_DISCARD && !s->node->backing ? entry : zero;
@@ -32,8 +40,8 @@ static uint64_t cleared(const struct qcow2 *s, uint64_t entry, enum qcow2_clear 
             return entry;
         break;
     case QCOW2_NORMAL:
-        if (how == QCOW2_CLEAR_ZERO && zero && (entry & QCOW2_COPIED))
-            return entry | QCOW2_ZERO;
+        if (how == QCOW2_CLEAR_ZERO && has_zero && qcow2_entry_copied(entry))
+            return qcow2_entry_zeroed(entry);
         break;
     default: break;
     }
@@ -46,7 +54,7 @@ static bool absent_stays(const struct qcow2 *s, enum qcow2_clear how)
 {
     bool release;
 
-    return cleared(s, 0, how, &release) == 0;
+    return qcow2_entry_equal(cleared(s, qcow2_entry_absent(), how, &release), qcow2_entry_absent());
 }
 
 struct clear_range {
@@ -66,13 +74,13 @@ static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset,
 
 /* An entry that makes no sense, or names metadata, just goes. What it names is neither freed nor kept as a place to
  * write to: QEMU does both, and so loses tables. */
-static uint64_t cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, uint64_t entry, enum qcow2_clear how,
-                           bool *release)
+static struct qcow2_entry cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, struct qcow2_entry entry,
+                                     enum qcow2_clear how, bool *release)
 {
     if (likely(!slice->suspect) || qcow2_entry_plausible(s, entry))
         return cleared(s, entry, how, release);
     *release = false;
-    return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? QCOW2_ZERO : 0;
+    return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? qcow2_entry_zero() : qcow2_entry_absent();
 }
 
 static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r,
@@ -81,8 +89,8 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
     bool release;
 
     for (uint32_t i = 0; i < r->count; i++) {
-        uint64_t entry = qcow2_slice_entry(slice, r->first + i);
-        if (cleared_in(s, slice, entry, how, &release) != entry)
+        struct qcow2_entry entry = qcow2_slice_entry(slice, r->first + i);
+        if (!qcow2_entry_equal(cleared_in(s, slice, entry, how, &release), entry))
             return true;
     }
     return false;
@@ -91,15 +99,15 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
 static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
 {
     for (uint32_t i = 0; i < r->count; i++) {
-        uint64_t old = qcow2_slice_entry(slice, r->first + i);
+        struct qcow2_entry old = qcow2_slice_entry(slice, r->first + i);
         bool release;
-        uint64_t new = cleared_in(s, slice, old, how, &release);
-        if (new == old)
+        struct qcow2_entry new = cleared_in(s, slice, old, how, &release);
+        if (qcow2_entry_equal(new, old))
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
         if (release)
             qcow2_free_entry(s, old, true);
-        if (old & QCOW2_COMPRESSED)
+        if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
             qcow2_decoded_forget(s, (r->offset >> s->cluster_bits) + i);
     }
 }
@@ -125,9 +133,7 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
         }
         if (slice && !changes_anything(s, slice, &r, how))
             return 0;
-        ret = qcow2_co_begin_changes(s);
-        if (ret == 0)
-            ret = qcow2_co_slice_for_write(s, offset, &slice);
+        ret = qcow2_co_slice_for_write(s, offset, &slice);
         if (ret < 0)
             return ret;
         inflight = (struct qcow2_inflight){ .first = offset >> s->cluster_bits,
@@ -151,6 +157,10 @@ coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t lengt
         qcow2_co_throttle(s);
         qcow2_co_reap(s, false);
         ret = co_clear_slice(s, offset, length, how, &step);
+        if (ret == -ENOSPC) {
+            ret = qcow2_co_make_room(s);
+            continue;
+        }
         offset += step;
         length -= step;
     }
@@ -166,7 +176,8 @@ static coroutine_fn int co_kind(struct qcow2 *s, uint64_t offset, enum qcow2_kin
 
     co_mutex_lock(&s->lock);
     int ret = qcow2_co_slice(s, offset, &slice);
-    *kind = qcow2_kind(ret == 0 && slice ? qcow2_slice_entry(slice, qcow2_slice_index(s, offset)) : 0);
+    *kind = ret == 0 && slice ? qcow2_entry_kind(qcow2_slice_entry(slice, qcow2_slice_index(s, offset)))
+                              : QCOW2_UNALLOCATED;
     co_mutex_unlock(&s->lock);
     return ret;
 }
@@ -187,7 +198,7 @@ static coroutine_fn bool co_zero_below(const struct qcow2 *s, uint64_t cluster)
 
 static coroutine_fn int co_write_zero_data(struct qcow2 *s, uint64_t offset, uint64_t length)
 {
-    uint8_t *buffer = blk_buffer_alloc(s->node->file, length);
+    uint8_t *buffer = blk_buffer_alloc(qcow2_data_file(s), length);
     if (!buffer)
         return -ENOMEM;
     memset(buffer, 0, length);
@@ -255,4 +266,11 @@ coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64
     if (s->header.version < 3 && node->backing)
         return -ENOTSUP;
     return last > first ? qcow2_co_clear(s, first, last - first, QCOW2_CLEAR_DISCARD) : 0;
+}
+
+coroutine_fn int qcow2_co_drop_past_end(struct qcow2 *s, uint64_t size)
+{
+    uint64_t start = align_up(size, s->cluster_size), end = (uint64_t)s->l1_size << s->l1_shift;
+
+    return end > start ? qcow2_co_clear(s, start, end - start, QCOW2_CLEAR_DROP) : 0;
 }

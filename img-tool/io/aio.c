@@ -80,7 +80,7 @@ static void submit(struct aio *aio)
 }
 
 /* Options of both into *aio; `zeroes` and the rest make no sense to one of them and are not in its list of options.
- * 0, an error, or IO_QUIT where -i wants no request at all. */
+ * 0, an error, or IO_QUIT if -i wants no request at all. */
 static int parse(int argc, char **argv, const char *options, struct aio *aio, bool *zeroes)
 {
     bool unmap = false, invalid = false;

@@ -271,7 +271,7 @@ static coroutine_fn int co_open_named(struct io_session *session, const struct i
 
 static coroutine_fn int co_run_io(int argc, char **argv)
 {
-    struct io_args args = { .source = { .flags = BLK_O_RDWR | BLK_O_UNMAP | BLK_O_RESIZE } };
+    struct io_args args = { .source = { .flags = BLK_O_RDWR | BLK_O_UNMAP } };
     struct io_session session = { 0 };
     int status = parse(argc, argv, &args);
     if (status < 0) {
@@ -292,11 +292,16 @@ static coroutine_fn int co_run_io(int argc, char **argv)
 
 static struct img_command io = {
     .name = "io",
-    .usage = "[--object OBJECT] [--image-opts] [-c COMMAND]... [-f FMT] [-r] [-n] [-m] [-k] [-i AIO] [-t CACHE] [-d "
-             "DISCARD] [-U] [FILE]",
-    .help = "Reads, writes and examines an image by commands, from -c or line by line from standard input. -r opens it "
-            "read-only,\n"
-            "-n is -t none, -m takes buffers that are not aligned. -c help lists the commands.",
+    .usage =
+        "[--object OBJECT] [--image-opts] [-c COMMAND]... [-f FMT] [-r] [-s] [-n] [-C] [-m] [-k] [-i AIO] [-t CACHE] "
+        "[-d DISCARD] [-U] [FILE]",
+    .missing = "-s, -C",
+    .help =
+        "Reads, writes and examines an image by commands, from -c or line by line from standard input. -r opens it "
+        "read-only,\n"
+        "-n is -t none, -m takes buffers that are not aligned. -c help lists the commands; of theirs, -b of read and "
+        "write,\n"
+        "and -c of write, are refused for now.",
     .co_run = co_run_io,
 };
 IMG_COMMAND(io)

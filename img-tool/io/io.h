@@ -22,7 +22,7 @@ struct io_session {
 };
 
 enum io_command_flags {
-    IO_NO_FILE = 1u << 0, /* works where no image is open */
+    IO_NO_FILE = 1u << 0, /* works if no image is open */
     IO_WRITES = 1u << 1,  /* needs one that is open for writing */
 };
 /* What a command returns: 0, a negative errno (the program's exit status is then 1), or IO_QUIT. */
@@ -49,12 +49,15 @@ int io_help(const char *name); /* NULL: all commands */
 
 /* ---- session.c ---- */
 
-/* name may be NULL where options say it all. Takes `options`. 0 or -EINVAL after reporting. */
+/* name may be NULL if options say it all. Takes `options`. 0 or -EINVAL after reporting. */
 coroutine_fn int io_co_open(struct io_session *session, const char *name, struct opts *options,
                             const struct image_source *source);
 coroutine_fn int io_co_close(struct io_session *session);
-/* Opens the image anew, otherwise than before; where that fails, as it was. Takes `options`. 0 or a negative errno. */
-coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, struct opts *options,
+/* Until every aio_ command has completed. */
+coroutine_fn void io_co_wait_for_aio(struct io_session *session);
+/* reopen.c: the open image becomes what `source` says of flags, and options (maybe with the roles of children in
+ * front) say beside. */
+coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, const struct opts *options,
                               struct error **errp);
 /* Words of -t, -d, -i into *source, of -o into *options; false after reporting. */
 bool io_cache_arg(struct image_source *source, const char *text);
@@ -68,6 +71,8 @@ enum { IO_MAX_LENGTH = 0x7ffffe00 }; /* 2^31 less a sector */
 
 /* Sizes and patterns; false after reporting on standard output, as qemu-io does. */
 bool io_number(const char *text, uint64_t *out);
+/* VM state is asked for by whole sectors: reports what is not, and returns false. */
+bool io_sectors(uint64_t offset, uint64_t length);
 bool io_length(const char *text, uint64_t *out); /* at most IO_MAX_LENGTH */
 bool io_pattern(const char *text, uint8_t *out);
 

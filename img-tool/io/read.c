@@ -2,6 +2,7 @@
 /* read and readv: read, compare with a pattern, dump, report. */
 #include "io.h"
 
+#include <block/snapshot.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -25,7 +26,9 @@ static coroutine_fn int co_read_and_report(struct io_session *session, struct io
                                 .offset = offset,
                                 .length = buffer->length,
                                 .start_ns = loop_now_ns() };
-    int ret = blk_front_co_readv(session->front, offset, buffer->length, buffer->iov, buffer->iov_count);
+    int ret = args->vm_state
+                  ? blk_co_vm_state_read(blk_front_node(session->front), offset, buffer->data, buffer->length)
+                  : blk_front_co_readv(session->front, offset, buffer->length, buffer->iov, buffer->iov_count);
     if (ret < 0) {
         printf("%s failed: %s\n", name, strerror(-ret));
         return ret;
@@ -83,14 +86,10 @@ static coroutine_fn int co_run_read(struct io_session *session, int argc, char *
     }
     if (optind != argc - 2 || (!args.pattern && (args.length || args.skip)))
         return io_usage("read");
-    if (args.vm_state) {
-        printf("Reading VM state is not supported yet\n");
-        return -ENOTSUP;
-    }
     uint64_t offset, length, check_offset, check_length;
     struct io_buffer buffer;
     if (!io_number(argv[optind], &offset) || !io_length(argv[optind + 1], &length) ||
-        !check_range(&args, length, &check_offset, &check_length) ||
+        !check_range(&args, length, &check_offset, &check_length) || (args.vm_state && !io_sectors(offset, length)) ||
         !io_buffer_init_length(&buffer, session, length, 0xab))
         return -EINVAL;
     int ret = co_read_and_report(session, &buffer, offset, "read", &args, check_offset, check_length);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * reopen: the image is closed and opened anew with what it was opened with before, changed as asked.
- *
- * What cannot change in an open image (its file, its driver, all but what OPT_REOPEN marks) is refused before that.
+ * reopen: the open image, and the nodes below it, get other flags and options, all of them or none (block/change.h).
  */
 #include "io.h"
+
+#include <block/change.h>
 
 #include <errno.h>
 #include <stdlib.h>
@@ -19,7 +19,14 @@ struct reopen_args {
     bool access, cache;   /* -r or -w, -c were given */
 };
 
-/* ---- what may change ---- */
+/* ---- which node an option is for ---- */
+
+struct set {
+    struct blk_reopen *items;
+    size_t count;
+    struct blk_node *top;
+    bool write_cache;
+};
 
 /* Down to the node that a key with the roles of children in front is for. Returns what is left of the key. */
 static const char *find_node(struct blk_node **node, const char *key)
@@ -38,36 +45,31 @@ again:
     return key;
 }
 
-static bool may_change(const struct blk_node *node, const char *key)
+static struct opts *options_of(struct set *set, struct blk_node *node)
 {
-    const struct opt_desc *desc = node->driver->options ? opts_find(node->driver->options, key) : NULL;
-
-    if (!desc)
-        desc = opts_find(blk_node_options, key);
-    return desc && (desc->flags & OPT_REOPEN);
+    for (size_t i = 0; i < set->count; i++) {
+        if (set->items[i].node == node)
+            return (struct opts *)(uintptr_t)set->items[i].opts;
+    }
+    set->items = xrealloc(set->items, (set->count + 1) * sizeof(*set->items));
+    set->items[set->count] = (struct blk_reopen){ .node = node, .opts = opts_new() };
+    return (struct opts *)(uintptr_t)set->items[set->count++].opts;
 }
 
-struct check {
-    struct blk_node *top;
-    struct error *error; /* the first */
-};
-
-static void check_option(const char *whole_key, const char *value, void *arg)
+static void add_option(const char *whole_key, const char *value, void *arg)
 {
-    struct check *check = arg;
-    struct blk_node *node = check->top;
+    struct set *set = arg;
+    struct blk_node *node = set->top;
     const char *key = find_node(&node, whole_key);
 
-    if (may_change(node, key))
+    /* The front end's, and so no option of a node. */
+    if (node == set->top && strcmp(key, "cache.writeback") == 0 && set->write_cache == (strcmp(value, "on") == 0))
         return;
-    const char *now = strcmp(key, "node-name") == 0 ? node->name : opts_text(node->options, key);
-    if (!now || strcmp(now, value) != 0)
-        error_set(&check->error, -EINVAL, "Cannot change the option '%s'", key);
+    opts_set(options_of(set, node), key, value);
 }
 
-static int check_options(struct io_session *session, const struct reopen_args *args, struct error **errp)
+static int check_options(const struct reopen_args *args, struct error **errp)
 {
-    struct check check = { .top = blk_front_node(session->front) };
     bool cache_options = false;
 
     for (size_t i = 0; i < ARRAY_SIZE(cache_keys); i++)
@@ -76,10 +78,7 @@ static int check_options(struct io_session *session, const struct reopen_args *a
         return error_set(errp, -EINVAL, "Cannot set both -r/-w and 'read-only'");
     if (args->cache && cache_options)
         return error_set(errp, -EINVAL, "Cannot set both -c and the cache options");
-    opts_each(args->options, check_option, &check);
-    int ret = check.error ? -EINVAL : 0;
-    error_propagate(errp, check.error);
-    return ret;
+    return 0;
 }
 
 /* ---- the command ---- */
@@ -113,19 +112,47 @@ static int parse(int argc, char **argv, struct reopen_args *args)
     return optind == argc ? 0 : io_usage("reopen");
 }
 
-static void merge_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
-
-/* What the image was opened with, without what -r, -w and -c replace, and with the new options. */
-static struct opts *merged_options(const struct io_session *session, const struct reopen_args *args)
+/* Whoever writes asks for it, and an image that is to be read-only has no writer. */
+static int set_perm(struct io_session *session, bool writes, struct error **errp)
 {
-    struct opts *options = opts_clone(session->options);
+    unsigned perm = BLK_PERM_CONSISTENT_READ | (writes ? BLK_PERM_WRITE : 0u);
 
-    if (args->access)
-        opts_del(options, "read-only");
-    for (size_t i = 0; args->cache && i < ARRAY_SIZE(cache_keys); i++)
-        opts_del(options, cache_keys[i]);
-    opts_each(args->options, merge_option, options);
-    return options;
+    return blk_front_set_perm(session->front, perm, BLK_PERM_ALL, errp);
+}
+
+coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, const struct opts *options,
+                              struct error **errp)
+{
+    struct set set = { .top = blk_front_node(session->front), .write_cache = blk_front_write_cache(session->front) };
+    bool was_writable = blk_front_writable(session->front), read_only = false;
+
+    options_of(&set, set.top);
+    opts_each(options, add_option, &set);
+    set.items[0].set = source->flags & ~session->source.flags;
+    set.items[0].clear = session->source.flags & ~source->flags;
+    opts_bool((struct opts *)(uintptr_t)set.items[0].opts, blk_node_options, "read-only", &read_only, NULL);
+    io_co_wait_for_aio(session);
+    int ret = was_writable && (read_only || !(source->flags & BLK_O_RDWR)) ? set_perm(session, false, errp) : 0;
+    if (ret == 0)
+        ret = blk_co_reopen(set.items, set.count, errp);
+    bool writes = blk_front_writable(session->front);
+    if (ret == 0 && writes != was_writable)
+        ret = set_perm(session, writes, errp);
+    else if (ret < 0 && was_writable)
+        set_perm(session, true, NULL); /* as before: nobody can have come between */
+    for (size_t i = 0; i < set.count; i++)
+        opts_free((struct opts *)(uintptr_t)set.items[i].opts);
+    free(set.items);
+    return ret;
+}
+
+/* What -o changed has no flag in the arguments. The next reopen begins from what is so. */
+static void keep_flags(struct io_session *session, unsigned flags)
+{
+    const unsigned options = BLK_O_RDWR | BLK_O_DIRECT | BLK_O_NO_FLUSH;
+    unsigned now = blk_front_node(session->front)->open_flags;
+
+    session->source.flags = (flags & ~options) | (now & options);
 }
 
 static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char **argv)
@@ -135,9 +162,14 @@ static coroutine_fn int co_run_reopen(struct io_session *session, int argc, char
     int ret = parse(argc, argv, &args);
 
     if (ret == 0)
-        ret = check_options(session, &args, &error);
+        ret = check_options(&args, &error);
     if (ret == 0)
-        ret = io_co_reopen(session, &args.source, merged_options(session, &args), &error);
+        ret = io_co_reopen(session, &args.source, args.options, &error);
+    if (ret == 0) {
+        keep_flags(session, args.source.flags);
+        if (args.cache)
+            blk_front_set_write_cache(session->front, !args.source.no_write_cache);
+    }
     error_report_free(error);
     opts_free(args.options);
     return ret;

@@ -5,6 +5,7 @@
 
 #include "../size_arg.h"
 
+#include <base/checked.h>
 #include <base/size.h>
 
 #include <ctype.h>
@@ -21,6 +22,16 @@ bool io_number(const char *text, uint64_t *out)
         printf("Parsing error: argument too large -- %s\n", text);
     else
         printf("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- %s\n", text);
+    return false;
+}
+
+bool io_sectors(uint64_t offset, uint64_t length)
+{
+    bool whole = is_aligned(offset, BLK_SECTOR_SIZE);
+
+    if (whole && is_aligned(length, BLK_SECTOR_SIZE))
+        return true;
+    printf("%" PRIu64 " is not a sector-aligned value for '%s'\n", whole ? length : offset, whole ? "count" : "offset");
     return false;
 }
 

@@ -90,12 +90,17 @@ coroutine_fn int io_co_open(struct io_session *session, const char *name, struct
     return -EINVAL;
 }
 
-static coroutine_fn int co_close_image(struct io_session *session)
+coroutine_fn void io_co_wait_for_aio(struct io_session *session)
 {
     while (session->aio_in_flight) {
         session->aio_waiting = co_self();
         co_yield();
     }
+}
+
+static coroutine_fn int co_close_image(struct io_session *session)
+{
+    io_co_wait_for_aio(session);
     int ret = image_co_close(session->front);
     session->front = NULL;
     return ret;
@@ -106,32 +111,6 @@ coroutine_fn int io_co_close(struct io_session *session)
     int ret = co_close_image(session);
     forget(session);
     return ret;
-}
-
-coroutine_fn int io_co_reopen(struct io_session *session, const struct image_source *source, struct opts *options,
-                              struct error **errp)
-{
-    struct image_source old_source = session->source;
-    struct opts *old_options = session->options;
-    struct error *error = NULL;
-    int ret = co_close_image(session);
-
-    if (ret < 0)
-        error_set_errno(errp, ret, "Could not write the image");
-    session->source = *source;
-    session->options = options;
-    if (ret == 0 && co_open(session, errp) == 0) {
-        opts_free(old_options);
-        return 0;
-    }
-    session->source = old_source;
-    session->options = old_options;
-    opts_free(options);
-    if (co_open(session, &error) < 0) {
-        error_report_free(error);
-        forget(session);
-    }
-    return -EINVAL;
 }
 
 /* Options of `open`. 0 to go on. */
@@ -161,7 +140,7 @@ static int parse_open(int argc, char **argv, struct image_source *source, struct
 
 static coroutine_fn int co_run_open(struct io_session *session, int argc, char **argv)
 {
-    struct image_source source = { .flags = BLK_O_RDWR | BLK_O_RESIZE };
+    struct image_source source = { .flags = BLK_O_RDWR };
     struct opts *options = opts_new();
     int ret = parse_open(argc, argv, &source, options);
     if (ret == 0 && (argc - optind > 1 || (optind == argc && !opts_count(options))) && !session->front)

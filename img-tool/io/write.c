@@ -2,6 +2,7 @@
 /* write, writev, discard, flush: what changes the image, one request at a time. */
 #include "io.h"
 
+#include <block/snapshot.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,7 +18,7 @@ static int refuse(const char *text)
     return -EINVAL;
 }
 
-/* 0 where the options go together. */
+/* 0 if the options go together. */
 static int check_write(const struct write_args *args)
 {
     if (args->vm_state && args->zeroes)
@@ -30,10 +31,6 @@ static int check_write(const struct write_args *args)
         return refuse("-u requires -z to be specified");
     if (args->zeroes + !!args->pattern + !!args->file > 1)
         return refuse("Only one of -z, -P, and -s can be specified at the same time");
-    if (args->vm_state)
-        return refuse("Writing VM state is not supported yet");
-    if (args->compress)
-        return refuse("Writing compressed clusters is not supported yet");
     return 0;
 }
 
@@ -57,8 +54,12 @@ static coroutine_fn int co_write_data(struct io_session *session, const struct w
     int ret = -EINVAL;
     if (!args->file || io_buffer_load(&buffer, args->file)) {
         report->start_ns = loop_now_ns();
-        ret = blk_front_co_writev(session->front, report->offset, report->length, buffer.iov, 1,
-                                  args->fua ? BLK_REQ_FUA : 0);
+        if (args->vm_state)
+            ret = blk_co_vm_state_write(blk_front_node(session->front), report->offset, buffer.data, report->length,
+                                        NULL);
+        else
+            ret = blk_front_co_writev(session->front, report->offset, report->length, buffer.iov, 1,
+                                      (args->fua ? BLK_REQ_FUA : 0u) | (args->compress ? BLK_REQ_COMPRESSED : 0u));
         finish(report, "write", ret);
     }
     io_buffer_finish(&buffer);
@@ -100,7 +101,8 @@ static coroutine_fn int co_run_write(struct io_session *session, int argc, char 
     struct io_report report = { .verb = "wrote", .quiet = args.quiet, .csv = args.csv };
     if (ret < 0)
         return ret;
-    if (!io_number(argv[optind], &report.offset) || !io_number(argv[optind + 1], &report.length))
+    if (!io_number(argv[optind], &report.offset) || !io_number(argv[optind + 1], &report.length) ||
+        (args.vm_state && !io_sectors(report.offset, report.length)))
         return -EINVAL;
     if (report.length > IO_MAX_LENGTH && !args.no_fallback) {
         printf("length cannot exceed %d without -n, given %s\n", IO_MAX_LENGTH, argv[optind + 1]);
@@ -175,7 +177,8 @@ static struct io_command write_command = {
     .args = "[-bcCfnquz] [-P pattern | -s source_file] off len",
     .summary = "writes a number of bytes at a specified offset",
     .help = " -P  the byte to write (0xcd)   -s  a file to write from, over and over\n"
-            " -z  zeroes, without sending them; -u: may unmap; -n: not where that would be slow\n"
+            " -z  zeroes, without sending them; -u: may unmap; -n: not if that would be slow\n"
+            " -c  as compressed clusters: whole ones, that have no data yet\n"
             " -f  force unit access: durable when done\n"
             " -q  say nothing   -C  statistics for programs   -p  ignored\n\n Example: write -P 5 512 1k\n",
     .co_run = co_run_write,

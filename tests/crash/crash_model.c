@@ -63,7 +63,7 @@ static uint64_t last_flush(const struct crash_model *m, uint64_t time)
 
     for (size_t i = 0; i < m->count; i++) {
         const struct crash_op *op = m->ops[i];
-        if (op->kind == CRASH_FLUSH && op->end <= time && (start == CRASH_NEVER || op->start > start))
+        if (op->kind == CRASH_FLUSH && !op->failed && op->end <= time && (start == CRASH_NEVER || op->start > start))
             start = op->start;
     }
     return start;
@@ -71,7 +71,7 @@ static uint64_t last_flush(const struct crash_model *m, uint64_t time)
 
 static bool guaranteed(const struct crash_op *op, uint64_t time, uint64_t flush_start)
 {
-    return op->end <= time && (op->fua || (flush_start != CRASH_NEVER && op->end <= flush_start));
+    return !op->failed && op->end <= time && (op->fua || (flush_start != CRASH_NEVER && op->end <= flush_start));
 }
 
 /* Operations submitted before this clock... the newest guaranteed one's start: what ended before it is overwritten
@@ -127,11 +127,11 @@ void crash_model_explain(const struct crash_model *m, const uint8_t *content, ui
         const struct crash_op *op = m->ops[i];
         if (!covers(op, sector) && op->kind != CRASH_FLUSH)
             continue;
-        fprintf(out, "  %s value %" PRIu64 " sectors %" PRIu64 "+%" PRIu64 " clock %" PRIu64 "-%" PRIu64 "%s%s%s\n",
+        fprintf(out, "  %s value %" PRIu64 " sectors %" PRIu64 "+%" PRIu64 " clock %" PRIu64 "-%" PRIu64 "%s%s%s%s\n",
                 op->kind == CRASH_WRITE  ? "write"
                 : op->kind == CRASH_ZERO ? "zero "
                                          : "flush",
-                op->value, op->first, op->count, op->start, op->end, op->fua ? " fua" : "",
+                op->value, op->first, op->count, op->start, op->end, op->fua ? " fua" : "", op->failed ? " failed" : "",
                 guaranteed(op, time, flush_start) && op->kind != CRASH_FLUSH ? " guaranteed" : "",
                 op->kind != CRASH_FLUSH && holds(op, content + sector * 512, sector) ? " <- this" : "");
     }

@@ -21,7 +21,7 @@ enum crash_kind { CRASH_WRITE, CRASH_ZERO, CRASH_FLUSH };
 
 struct crash_op {
     enum crash_kind kind;
-    bool fua;
+    bool fua, failed;      /* failed: it may have happened, in part; it is never guaranteed */
     uint64_t first, count; /* sectors */
     uint64_t value;        /* of the stamp */
     uint64_t start, end;   /* clock; end is CRASH_NEVER until acknowledged */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Damaging images (damage.h). */
 #include "damage.h"
+#include "random.h"
 
 #include <base/checked.h>
 #include <base/compiler.h>
@@ -32,14 +33,7 @@ static struct layout layout_of(const uint8_t *image)
     return l;
 }
 
-static uint64_t below(struct damage *d, uint64_t bound)
-{
-    uint64_t x = d->random += UINT64_C(0x9e3779b97f4a7c15);
-
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return (x ^ (x >> 31)) % bound;
-}
+static uint64_t below(struct damage *d, uint64_t bound) { return random_below(&d->random, bound); }
 
 /* ---- refcounts ---- */
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One I/O fails: faults KIND SEQUENCES SEED. A sequence of operations on a qcow2 image in memory is run again and again;
- * each time another request to the file fails, once or from then on, with EIO or ENOSPC. Nothing may crash or hang, and
- * the image is never corrupt. What else must hold says the workload: KIND `guest` (faults_guest.c), `create`, `resize`,
- * `repair` (faults_image.c).
+ * One I/O fails: faults KIND SEQUENCES SEED. A sequence of operations on a qcow2 image in memory is run again and
+ * again; each time another request to the file fails, once or from then on, with EIO or ENOSPC. Nothing may crash or
+ * hang, and the image is never corrupt. What else must hold says the workload: KIND `guest`, `compressed`
+ * (faults_guest.c), `create`, `resize`, `repair` (faults_image.c).
  */
 #include "faults.h"
+#include "random.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -14,14 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-uint64_t faults_below(struct faults *f, uint64_t bound)
-{
-    uint64_t x = f->random += UINT64_C(0x9e3779b97f4a7c15);
-
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return (x ^ (x >> 31)) % bound;
-}
+uint64_t faults_below(struct faults *f, uint64_t bound) { return random_below(&f->random, bound); }
 
 void faults_die(struct faults *f, const char *fmt, ...)
 {
@@ -134,10 +128,8 @@ static const struct workload {
     const char *kind;
     coroutine_fn void (*co_work)(struct faults *f);
 } workloads[] = {
-    { "guest", faults_co_guest },
-    { "create", faults_co_create },
-    { "resize", faults_co_resize },
-    { "repair", faults_co_repair },
+    { "guest", faults_co_guest },   { "compressed", faults_co_guest }, { "create", faults_co_create },
+    { "resize", faults_co_resize }, { "repair", faults_co_repair },
 };
 
 struct arguments {

@@ -13,20 +13,20 @@
 
 struct sequence {
     struct faults *f;
-    bool lazy;
+    bool lazy, compressed;
     uint64_t size, cluster;
     unsigned operations;
     struct crash_model model;
     uint64_t clock;
 };
 
-static coroutine_fn int co_write_op(struct blk_node *node, struct crash_op *op)
+static coroutine_fn int co_write_op(struct blk_node *node, struct crash_op *op, unsigned flags)
 {
     uint8_t *buffer = xmalloc(op->count * 512);
 
     for (uint64_t i = 0; i < op->count; i++)
         crash_stamp(buffer + i * 512, op->value, op->first + i);
-    int ret = blk_co_write(node, op->first * 512, buffer, op->count * 512, op->fua ? BLK_REQ_FUA : 0);
+    int ret = blk_co_write(node, op->first * 512, buffer, op->count * 512, flags | (op->fua ? BLK_REQ_FUA : 0u));
     free(buffer);
     return ret;
 }
@@ -36,9 +36,10 @@ static coroutine_fn void co_operation(struct sequence *q, struct blk_node *node)
     uint64_t what = faults_below(q->f, 20), sectors = q->size / 512, first = faults_below(q->f, sectors);
     uint64_t count = MIN(1 + faults_below(q->f, faults_below(q->f, 3) ? 8 : 3 * q->cluster / 512 + 20),
                          sectors - first);
+    bool compressed = q->compressed && what >= 9 && faults_below(q->f, 2);
     int ret;
 
-    if (what >= 6 && what < 9) { /* discard: whole clusters, so that the model need not know more */
+    if ((what >= 6 && what < 9) || compressed) { /* discard: whole clusters, so that the model need not know more */
         first = align_down(first * 512, q->cluster) / 512;
         count = MIN(align_up(count * 512, q->cluster) / 512, sectors - first);
     }
@@ -54,7 +55,7 @@ static coroutine_fn void co_operation(struct sequence *q, struct blk_node *node)
     else if (what < 9)
         ret = blk_co_discard(node, first * 512, count * 512);
     else
-        ret = co_write_op(node, op);
+        ret = co_write_op(node, op, compressed ? BLK_REQ_COMPRESSED : 0);
     if (ret == 0)
         op->end = ++q->clock;
 }
@@ -106,7 +107,7 @@ static coroutine_fn void co_once(struct faults *f, void *arg)
 coroutine_fn void faults_co_guest(struct faults *f)
 {
     static const unsigned clusters[] = { 512, 1024, 4096, 65536 }, bits[] = { 1, 8, 16, 64 };
-    struct sequence q = { .f = f, .operations = 30 };
+    struct sequence q = { .f = f, .operations = 30, .compressed = strcmp(f->kind, "compressed") == 0 };
     struct error *error = NULL;
 
     q.cluster = clusters[faults_below(f, ARRAY_SIZE(clusters))];

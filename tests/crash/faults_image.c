@@ -136,6 +136,8 @@ coroutine_fn void faults_co_create(struct faults *f)
     if (faults_below(f, 2))
         co_make_base(f, &old);
     choose(f, &t, modes[faults_below(f, ARRAY_SIZE(modes))]);
+    if (t.size == old.size)
+        t.size += 512; /* by its size it is told which of the two images is there */
     t.old_size = f->base_length ? old.size : 0;
     memcpy(t.content, old.content, MAX_SIZE);
     free(old.content);

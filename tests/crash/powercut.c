@@ -3,9 +3,9 @@
  * Power cuts on qcow2: powercut KIND WORKLOADS SAMPLES SEED.
  *
  * A workload changes an image through a node that logs each change with its begin and end (block/logwrites.h). Then,
- * for moments all along the log, disks as a power cut at that moment may leave them are made of it: with everything that
- * had begun, with nothing but what was durable, and with samples of the rest dropped and torn (powercut_disk.c). The
- * workload judges each such disk; the installed qemu-img checks a sample of them.
+ * for moments all along the log, disks as a power cut at that moment may leave them are made of it: with everything
+ * that had begun, with nothing but what was durable, and with samples of the rest dropped and torn (powercut_disk.c).
+ * The workload judges each such disk; the installed qemu-img checks a sample of them.
  *
  * KIND is a cache mode or `reftable` (guest requests: powercut_guest.c), or one of the workloads below.
  */
@@ -21,10 +21,10 @@ static const struct workload {
     const char *kind;
     coroutine_fn void (*co_work)(struct cut *c);
 } workloads[] = {
-    { "create", powercut_co_create },
-    { "resize", powercut_co_resize },
-    { "repair", powercut_co_repair },
-    { "reftable", powercut_co_guest },
+    { "create", powercut_co_create },     { "resize", powercut_co_resize },  { "tables", powercut_co_resize },
+    { "repair", powercut_co_repair },     { "opening", powercut_co_repair }, { "reftable", powercut_co_guest },
+    { "snapshot", powercut_co_snapshot }, { "errors", powercut_co_guest },   { "reopen", powercut_co_guest },
+    { "compressed", powercut_co_guest },
 };
 
 static coroutine_fn void (*find_workload(const char *kind))(struct cut *c)
@@ -47,7 +47,9 @@ static coroutine_fn int co_main(void *arg)
 
     for (unsigned i = 0; i < settings->workloads; i++) {
         struct cut c = { .settings = settings, .seed = settings->seed + i, .random = settings->seed + i };
-        snprintf(c.folder, sizeof(c.folder), "/dev/shm/powercut-XXXXXX");
+        c.single_sectors = settings->quick ? 4 : 12;
+        const char *memory = getenv("TEST_SHM"), *disk = getenv("TMPDIR");
+        snprintf(c.folder, sizeof(c.folder), "%s/powercut-XXXXXX", memory ? memory : disk ? disk : ".");
         cut_need(&c, mkdtemp(c.folder), "folder", NULL);
         c.log_path = xasprintf("%s/log", c.folder);
         co_work(&c);

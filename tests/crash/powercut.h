@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define CUT_MAX_DISK (24u << 20)
+#define CUT_MAX_DISK (64u << 20)
 
 struct settings {
     const char *kind; /* a cache mode: guest requests; or what else is cut: create, … */
@@ -29,13 +29,15 @@ struct cut {
     const struct settings *settings;
     uint64_t seed, random;
     char label[240]; /* what this workload is, for messages */
-    char folder[64], *log_path;
-    unsigned log_flags;    /* BLK_O_*: cache mode of the logged file */
-    bool order_only;       /* nothing is durable: only prefixes of the log make sense */
-    uint8_t *base;         /* the file before */
-    uint64_t base_length;  /* whole sectors */
-    struct blk_node *disk; /* it, in memory */
-    struct blk_node *file; /* and logged, by the name "logging" */
+    char folder[512], *log_path;
+    unsigned log_flags;      /* BLK_O_*: cache mode of the logged file */
+    bool order_only;         /* nothing is durable: only prefixes of the log make sense */
+    bool every_moment;       /* in quick runs too */
+    unsigned single_sectors; /* of how many disks are made, each time that something becomes durable */
+    uint8_t *base;           /* the file before */
+    uint64_t base_length;    /* whole sectors */
+    struct blk_node *disk;   /* it, in memory */
+    struct blk_node *file;   /* and logged, by the name "logging" */
     struct logwrites *log;
     uint8_t *image; /* a disk after a cut */
     uint64_t image_length;
@@ -56,6 +58,7 @@ coroutine_fn void powercut_co_guest(struct cut *c);
 coroutine_fn void powercut_co_create(struct cut *c);
 coroutine_fn void powercut_co_resize(struct cut *c);
 coroutine_fn void powercut_co_repair(struct cut *c);
+coroutine_fn void powercut_co_snapshot(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 
@@ -73,6 +76,9 @@ coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, con
                                             const char *more);
 /* A qcow2 node over node `file`, over node `backing` where that is not NULL. */
 coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp);
+/* The same with the smallest caches that there are. */
+coroutine_fn struct blk_node *cut_co_open_small(const char *file, const char *backing, unsigned flags,
+                                                struct error **errp);
 /* Opens c->file over the base, logging from here on; `more` as for cut_co_memory(). */
 coroutine_fn void cut_co_start(struct cut *c, const char *more);
 /* Closes it and reads the log. */
@@ -89,3 +95,6 @@ coroutine_fn void cut_co_each(struct cut *c,
 void cut_check_by_qemu(struct cut *c, const struct cut_moment *m, bool repair);
 /* The same by our check, on an open node. */
 coroutine_fn void cut_co_check(struct cut *c, const struct cut_moment *m, struct blk_node *node);
+/* What the image's only snapshot holds (damage.h): `file` is a memory node, and stays as it is. */
+coroutine_fn void cut_co_read_snapshot(struct cut *c, struct blk_node *file, const char *backing, uint8_t *content,
+                                       uint64_t size);

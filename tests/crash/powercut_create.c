@@ -2,8 +2,8 @@
 /*
  * Power cuts while an image is created, in an empty file or over what a device held before: garbage, or an image.
  *
- * On each disk: until create has returned the file is no qcow2 image (the error says so), is the old image untouched, or is
- * the new one, empty; never a mixture. Once it has returned it is the new one, and whole.
+ * On each disk: until create has returned the file is no qcow2 image (the error says so), is the old image untouched,
+ * or is the new one, empty; never a mixture. Once it has returned it is the new one, and whole.
  */
 #include "powercut.h"
 

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The file of a power-cut workload (powercut.h): made, opened, changed through a log. */
+#include "damage.h"
 #include "memory_node.h"
 #include "powercut.h"
+#include "random.h"
 
 #include <block/logwrites.h>
 #include <fcntl.h>
@@ -10,14 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-uint64_t cut_below(struct cut *c, uint64_t bound)
-{
-    uint64_t x = c->random += UINT64_C(0x9e3779b97f4a7c15);
-
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return (x ^ (x >> 31)) % bound;
-}
+uint64_t cut_below(struct cut *c, uint64_t bound) { return random_below(&c->random, bound); }
 
 void cut_die(struct cut *c, const char *fmt, ...)
 {
@@ -97,17 +92,51 @@ coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, con
     return node;
 }
 
-coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp)
+static coroutine_fn struct blk_node *co_open(const char *file, const char *backing, unsigned flags, bool small,
+                                             struct error **errp)
 {
     struct opts *opts = opts_new();
 
     opts_set(opts, "driver", "qcow2");
+    if (small) {
+        opts_set(opts, "l2-cache-size", "512");
+        opts_set(opts, "refcount-cache-size", "512");
+    }
     opts_set(opts, "file", file);
     if (backing)
         opts_set(opts, "backing", backing);
     struct blk_node *node = blk_co_open(NULL, opts, backing ? flags : flags | BLK_O_NO_BACKING, errp);
     opts_free(opts);
     return node;
+}
+
+coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp)
+{
+    return co_open(file, backing, flags, false, errp);
+}
+
+coroutine_fn struct blk_node *cut_co_open_small(const char *file, const char *backing, unsigned flags,
+                                                struct error **errp)
+{
+    return co_open(file, backing, flags, true, errp);
+}
+
+coroutine_fn void cut_co_read_snapshot(struct cut *c, struct blk_node *file, const char *backing, uint8_t *content,
+                                       uint64_t size)
+{
+    static uint8_t copy[CUT_MAX_DISK];
+    uint64_t length = blk_node_size(file);
+    struct error *error = NULL;
+
+    memcpy(copy, memory_node(file)->data, length);
+    damage_show_snapshot(copy);
+    struct blk_node *shown = cut_co_memory(c, "shown", copy, length, "");
+    struct blk_node *node = cut_co_open("shown", backing, BLK_O_CHECK, &error);
+    cut_need(c, node, "open the snapshot", error);
+    cut_need(c, blk_node_size(node) == size, "size of the snapshot", NULL);
+    cut_need(c, blk_co_read(node, 0, content, size) == 0, "read the snapshot", NULL);
+    blk_co_node_unref(node);
+    blk_co_node_unref(shown);
 }
 
 coroutine_fn void cut_co_start(struct cut *c, const char *more)

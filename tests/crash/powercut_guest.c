@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Power cuts under guest requests: several coroutines write, zero, discard and flush an image at once. On each disk our
- * check finds nothing worse than leaks, and each sector holds what the model (crash_model.h) allows.
+ * Power cuts under guest requests: several coroutines on one loop or two write, zero, discard and flush an image at
+ * once. On each disk our check finds nothing worse than leaks, each sector holds what the model (crash_model.h) allows,
+ * and a snapshot what it always held. After a clean close there are no leaks either.
  *
  * The kind is a cache mode. `unsafe` promises nothing but the order of what the host has been given. `reftable` is
- * writeback on an image whose refcount table is full but for a few clusters, so that it grows under the requests.
+ * writeback on an image whose refcount table is full but for a few clusters, so that it grows under the requests;
+ * `errors` is writeback on a file of which some requests fail; `reopen` one whose image becomes read-only and writable
+ * again, with and without lazy refcounts, with other cache sizes; `compressed` one with compressed writes among the
+ * others, which fail where there are data. Where there is no write cache the front end makes
+ * writes durable, not the workload; in writeback a guest may turn its cache off and on.
  */
 #include "crash_model.h"
 #include "memory_node.h"
 #include "powercut.h"
 
+#include <block/change.h>
 #include <block/front.h>
 #include <block/logwrites.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,11 +30,15 @@ struct guest {
     uint64_t size, cluster; /* size: of the part of the disk that is worked on */
     uint64_t virtual_size;
     unsigned flags; /* cache mode */
-    bool write_cache, reftable, v2, lazy, has_backing, discards;
+    bool write_cache, reftable, errors, reopen, compressed, v2, lazy, has_backing, discards, small_caches, snapshot;
+    uint8_t *snapshot_content;
+    pthread_mutex_t lock; /* the model and random numbers, while workers run */
+    struct loop *second;  /* half of the workers run here; NULL: all on the main loop */
     struct crash_model model;
     struct blk_node *backing, *node;
     struct blk_front *front;
     unsigned workers, operations;
+    atomic_uint left; /* workers */
 };
 
 /* ---- making the image ---- */
@@ -34,11 +46,13 @@ struct guest {
 static void choose(struct guest *g)
 {
     static const unsigned clusters[] = { 512, 512, 1024, 4096, 4096, 16384, 65536 };
+    static const unsigned large[] = { 131072, 262144, 1048576, 2097152 };
     static const unsigned bits[] = { 1, 2, 8, 16, 16, 32, 64 };
     static const char *const kinds[] = { "empty", "snapshot", "compressed", "written", "empty", "empty" };
     struct cut *c = g->c;
 
-    g->cluster = clusters[cut_below(c, ARRAY_SIZE(clusters))];
+    g->cluster = cut_below(c, 24) ? clusters[cut_below(c, ARRAY_SIZE(clusters))]
+                                  : large[cut_below(c, ARRAY_SIZE(large))];
     g->size = g->virtual_size = (cut_below(c, 900) + 100) * 512;
     g->v2 = cut_below(c, 5) == 0;
     g->lazy = !g->v2 && cut_below(c, 6) == 0;
@@ -52,15 +66,21 @@ static void choose(struct guest *g)
              g->v2 ? "0.10" : "1.1", width, g->lazy ? ",lazy_refcounts=on" : "");
     g->workers = 1 + (unsigned)cut_below(c, 4);
     g->operations = c->settings->quick ? 15 : 40;
+    g->small_caches = cut_below(c, 2);
+    if (g->reopen) {
+        g->lazy = !g->v2; /* sooner or later */
+        g->workers = cut_below(c, 2) ? 1 : g->workers;
+    }
+    g->snapshot = strcmp(kind, "snapshot") == 0;
 }
 
-/* 512-byte clusters and 64-bit refcounts: one cluster of refcount table counts 4096 clusters. Nearly all of them are the
- * L1 table of a disk of gigabytes, which costs no time as it is empty. */
+/* 512-byte clusters and 64-bit refcounts: one cluster of refcount table counts 4096 clusters. Nearly all of them are
+ * the L1 table of a disk of gigabytes, which costs no time as it is empty. */
 static void choose_full_table(struct guest *g)
 {
     uint64_t counted = 4096, others = 2 + 64, left = 20 + cut_below(g->c, 100);
 
-    g->v2 = false;
+    g->v2 = g->snapshot = false;
     g->cluster = 512;
     g->size = (cut_below(g->c, 300) + 100) * 512;
     g->virtual_size = (counted - others - left) * (512 / 8) * (UINT64_C(64) * 512);
@@ -105,7 +125,13 @@ static coroutine_fn void co_open_all(struct guest *g)
             data[i] = (uint8_t)(i / 512 * 7 + 3);
     }
     unsigned flags = g->flags | BLK_O_RDWR | BLK_O_RESIZE | (cut_below(c, 2) ? BLK_O_UNMAP : 0u);
-    g->node = cut_co_open("logging", g->has_backing ? "below" : NULL, flags, &error);
+    if (g->snapshot) {
+        g->snapshot_content = xmalloc(g->size);
+        cut_co_read_snapshot(c, c->disk, g->has_backing ? "below" : NULL, g->snapshot_content, g->size);
+    }
+    coroutine_fn struct blk_node *(*co_open)(const char *, const char *, unsigned,
+                                             struct error **) = g->small_caches ? cut_co_open_small : cut_co_open;
+    g->node = co_open("logging", g->has_backing ? "below" : NULL, flags, &error);
     cut_need(c, g->node, "open", error);
     g->front = blk_front_new("powercut", g->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
     cut_need(c, g->front, "front", error);
@@ -131,13 +157,13 @@ static void choose_range(struct guest *g, uint64_t *offset, uint64_t *length)
     *length = MIN(*length, g->size - *offset);
 }
 
-static coroutine_fn int co_write_op(struct guest *g, struct crash_op *op)
+static coroutine_fn int co_write_op(struct guest *g, struct crash_op *op, unsigned flags)
 {
     uint8_t *buffer = blk_buffer_alloc(g->node, op->count * 512);
 
     for (uint64_t i = 0; i < op->count; i++)
         crash_stamp(buffer + i * 512, op->value, op->first + i);
-    int ret = blk_front_co_write(g->front, op->first * 512, buffer, op->count * 512, op->fua ? BLK_REQ_FUA : 0);
+    int ret = blk_front_co_write(g->front, op->first * 512, buffer, op->count * 512, flags);
     free(buffer);
     return ret;
 }
@@ -153,69 +179,176 @@ static void discard_range(struct guest *g, struct crash_op *op)
     op->count = end > start && !(g->v2 && g->has_backing) && g->discards ? (end - start) / 512 : 0;
 }
 
-static coroutine_fn void co_one_operation(struct guest *g)
-{
-    uint64_t offset, length, what = cut_below(g->c, 20);
-    int ret;
+struct operation {
+    struct crash_op *op;
+    enum blk_op what;
+    uint64_t offset, length;
+    unsigned flags;
+};
 
+/* Lock held. A write of up to four whole clusters. */
+static void choose_compressed(struct guest *g, struct operation *o)
+{
+    o->offset = cut_below(g->c, div_round_up(g->size, g->cluster)) * g->cluster;
+    o->length = MIN((1 + cut_below(g->c, 4)) * g->cluster, g->size - o->offset);
+    o->flags = BLK_REQ_COMPRESSED;
+}
+
+/* Lock held. What the guest asks for; durable are also the changes that the front end makes durable by itself. */
+static struct operation choose_operation(struct guest *g)
+{
+    static const enum blk_op ops[] = { BLK_OP_FLUSH, BLK_OP_WRITE_ZEROES, BLK_OP_DISCARD };
+    uint64_t what = cut_below(g->c, 20);
+    struct operation o = { .what = what < 9 ? ops[what / 3] : BLK_OP_WRITE };
+
+    choose_range(g, &o.offset, &o.length);
+    if (g->compressed && o.what == BLK_OP_WRITE && cut_below(g->c, 2))
+        choose_compressed(g, &o);
+    o.op = crash_model_add(&g->model, o.offset / 512, o.length / 512);
+    o.op->kind = o.what == BLK_OP_FLUSH ? CRASH_FLUSH : o.what == BLK_OP_WRITE ? CRASH_WRITE : CRASH_ZERO;
+    if (o.what == BLK_OP_DISCARD)
+        discard_range(g, o.op);
+    if (o.what == BLK_OP_WRITE_ZEROES && cut_below(g->c, 2))
+        o.flags |= BLK_REQ_MAY_UNMAP;
+    if ((o.what == BLK_OP_WRITE || o.what == BLK_OP_WRITE_ZEROES) && cut_below(g->c, 8) == 0)
+        o.flags |= BLK_REQ_FUA;
+    /* A guest may turn its write cache off and on. What is submitted meanwhile by others may see either. */
+    if (!g->second && g->workers == 1 && !(g->flags & BLK_O_DSYNC) && cut_below(g->c, 10) == 0)
+        blk_front_set_write_cache(g->front, !blk_front_write_cache(g->front));
+    o.op->fua = o.what != BLK_OP_DISCARD && ((o.flags & BLK_REQ_FUA) || !blk_front_write_cache(g->front));
     /* Some requests take much longer than others: what must wait for them shall be seen waiting. */
     if (g->workers > 1)
         memory_node(g->c->disk)->latency_ns = cut_below(g->c, 3) ? 1000 : cut_below(g->c, 200000);
-    choose_range(g, &offset, &length);
-    struct crash_op *op = crash_model_add(&g->model, offset / 512, length / 512);
-    op->start = logwrites_now(g->c->file);
-    if (what < 3) {
-        op->kind = CRASH_FLUSH;
-        ret = blk_front_co_flush(g->front);
-    } else if (what < 6) {
-        op->kind = CRASH_ZERO;
-        op->fua = !g->write_cache || cut_below(g->c, 8) == 0;
-        ret = blk_front_co_write_zeroes(g->front, offset, length,
-                                        (cut_below(g->c, 2) ? BLK_REQ_MAY_UNMAP : 0u) | (op->fua ? BLK_REQ_FUA : 0u));
-    } else if (what < 9) {
-        op->kind = CRASH_ZERO;
-        discard_range(g, op);
-        ret = blk_front_co_discard(g->front, offset, length);
-    } else {
-        op->kind = CRASH_WRITE;
-        op->fua = !g->write_cache || cut_below(g->c, 8) == 0;
-        ret = co_write_op(g, op);
-    }
-    op->end = logwrites_now(g->c->file);
-    if (ret < 0)
-        cut_die(g->c, "operation on %" PRIu64 "+%" PRIu64 ": %s", offset, length, strerror(-ret));
+    if (g->errors && cut_below(g->c, 6) == 0)
+        memory_node_fail(g->c->disk, (struct memory_faults){ .fail_at = 1 + cut_below(g->c, 8),
+                                                             .for_good = cut_below(g->c, 4) == 0,
+                                                             .with = cut_below(g->c, 2) ? -EIO : -ENOSPC });
+    else if (g->errors && cut_below(g->c, 2))
+        memory_node_fail(g->c->disk, (struct memory_faults){ 0 });
+    return o;
 }
 
-struct worker {
-    struct guest *g;
-    unsigned *left;
-    struct co *waiter;
-};
+/* Becomes read-only, with nothing left in memory, and writable again. Nobody else writes. */
+static coroutine_fn void co_reopen_read_only(struct guest *g)
+{
+    struct blk_reopen item = { .node = g->node, .clear = BLK_O_RDWR };
+    struct crash_op *op = crash_model_add(&g->model, 0, 0);
+    struct error *error = NULL;
+
+    op->kind = CRASH_FLUSH;
+    op->start = logwrites_now(g->c->file);
+    cut_need(g->c, blk_front_set_perm(g->front, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL, &error) == 0, "permissions",
+             error);
+    cut_need(g->c, blk_co_reopen(&item, 1, &error) == 0, "reopen read-only", error);
+    op->end = logwrites_now(g->c->file);
+    item = (struct blk_reopen){ .node = g->node, .set = BLK_O_RDWR };
+    cut_need(g->c, blk_co_reopen(&item, 1, &error) == 0, "reopen writable", error);
+    int ret = blk_front_set_perm(g->front, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
+    cut_need(g->c, ret == 0, "permissions", error);
+}
+
+/* Main loop. */
+static coroutine_fn void co_reopen(struct guest *g)
+{
+    struct opts *opts = opts_new();
+    struct blk_reopen item = { .node = g->node, .opts = opts };
+    struct error *error = NULL;
+    uint64_t how = cut_below(g->c, 3);
+
+    if (how == 0 && g->workers == 1) {
+        co_reopen_read_only(g);
+    } else {
+        if (how == 1 && !g->v2)
+            opts_set(opts, "lazy-refcounts", cut_below(g->c, 2) ? "on" : "off");
+        else
+            opts_set(opts, "l2-cache-size", cut_below(g->c, 2) ? "512" : "65536");
+        cut_need(g->c, blk_co_reopen(&item, 1, &error) == 0, "reopen", error);
+    }
+    opts_free(opts);
+}
+
+static coroutine_fn void co_one_operation(struct guest *g)
+{
+    int ret;
+
+    pthread_mutex_lock(&g->lock);
+    struct operation o = choose_operation(g);
+    o.op->start = logwrites_now(g->c->file);
+    pthread_mutex_unlock(&g->lock);
+    switch (o.what) {
+    case BLK_OP_FLUSH: ret = blk_front_co_flush(g->front); break;
+    case BLK_OP_WRITE_ZEROES: ret = blk_front_co_write_zeroes(g->front, o.offset, o.length, o.flags); break;
+    case BLK_OP_DISCARD: ret = blk_front_co_discard(g->front, o.offset, o.length); break;
+    default: ret = co_write_op(g, o.op, o.flags); break;
+    }
+    o.op->end = logwrites_now(g->c->file);
+    o.op->failed = ret < 0;
+    if (g->reopen && cut_below(g->c, 6) == 0)
+        co_reopen(g);
+    if (ret < 0 && !g->errors && !(ret == -EIO && (o.flags & BLK_REQ_COMPRESSED)))
+        cut_die(g->c, "operation on %" PRIu64 "+%" PRIu64 ": %s", o.offset, o.length, strerror(-ret));
+}
 
 static coroutine_fn void co_worker(void *arg)
 {
-    struct worker *w = arg;
+    struct guest *g = arg;
 
-    for (unsigned i = 0; i < w->g->operations; i++)
-        co_one_operation(w->g);
-    if (--*w->left == 0 && w->waiter)
-        co_wake(w->waiter);
+    for (unsigned i = 0; i < g->operations; i++)
+        co_one_operation(g);
+    atomic_fetch_sub(&g->left, 1);
 }
 
 static coroutine_fn void co_work(struct guest *g)
 {
-    unsigned left = g->workers;
-    struct worker w = { g, &left, NULL };
+    struct error *error = NULL;
 
-    for (unsigned i = 0; i < g->workers; i++)
-        co_start(co_worker, &w);
-    if (left) {
-        w.waiter = co_self();
-        co_yield();
+    pthread_mutex_init(&g->lock, NULL);
+    if (g->workers > 1 && !g->reopen && cut_below(g->c, 3) == 0) {
+        g->second = loop_thread_start("powercut", &error);
+        cut_need(g->c, g->second, "second loop", error);
     }
+    atomic_store(&g->left, g->workers);
+    for (unsigned i = 0; i < g->workers; i++) {
+        if (g->second && i % 2)
+            co_start_on(g->second, co_worker, g);
+        else
+            co_start(co_worker, g);
+    }
+    while (atomic_load(&g->left) > 0)
+        co_sleep_ns(20000);
+    if (g->second)
+        loop_thread_stop(g->second);
+    memory_node_fail(g->c->disk, (struct memory_faults){ 0 });
+    pthread_mutex_destroy(&g->lock);
+}
+
+/* After a clean close nothing is left over. A failed request may leave a leak. */
+static coroutine_fn void co_check_closed(struct guest *g)
+{
+    struct error *error = NULL;
+    struct blk_check check = { 0 };
+    struct blk_node *node = cut_co_open("disk", g->has_backing ? "below" : NULL, 0, &error);
+
+    cut_need(g->c, node, "open after closing", error);
+    cut_need(g->c, blk_co_check(node, &check, 0, &error) == 0, "check after closing", error);
+    if (check.corruptions || check.check_errors || (check.leaks && !g->errors))
+        cut_die(g->c, "after closing: %" PRIu64 " corruptions, %" PRIu64 " leaks, %" PRIu64 " errors",
+                check.corruptions, check.leaks, check.check_errors);
+    blk_co_node_unref(node);
 }
 
 /* ---- judging a disk ---- */
+
+static coroutine_fn void co_judge_snapshot(struct guest *g, const struct cut_moment *m)
+{
+    static uint8_t content[1u << 20];
+
+    cut_co_read_snapshot(g->c, g->c->state, g->has_backing ? "below" : NULL, content, g->size);
+    for (uint64_t i = 0; i < g->size; i++) {
+        if (content[i] != g->snapshot_content[i])
+            cut_die(g->c, "clock %" PRIu64 ", %s: byte %" PRIu64 " of the snapshot has changed", m->time, m->what, i);
+    }
+}
 
 static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, void *arg)
 {
@@ -237,6 +370,8 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
         cut_die(c, "clock %" PRIu64 ", %s: sector %" PRIu64 " holds what it must not", m->time, m->what, bad);
     }
     blk_co_node_unref(node);
+    if (g->snapshot && cut_below(c, 4) == 0)
+        co_judge_snapshot(g, m);
     if (m->by_qemu)
         cut_check_by_qemu(c, m, g->lazy);
 }
@@ -245,15 +380,23 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
 
 coroutine_fn void powercut_co_guest(struct cut *c)
 {
-    struct guest g = { .c = c, .reftable = strcmp(c->settings->kind, "reftable") == 0 };
+    struct guest g = { .c = c,
+                       .reftable = strcmp(c->settings->kind, "reftable") == 0,
+                       .errors = strcmp(c->settings->kind, "errors") == 0,
+                       .reopen = strcmp(c->settings->kind, "reopen") == 0,
+                       .compressed = strcmp(c->settings->kind, "compressed") == 0 };
+    bool writeback = g.reftable || g.errors || g.reopen || g.compressed;
 
-    blk_cache_mode_parse(g.reftable ? "writeback" : c->settings->kind, &g.flags, &g.write_cache);
+    blk_cache_mode_parse(writeback ? "writeback" : c->settings->kind, &g.flags, &g.write_cache);
     c->log_flags = g.flags;
     c->order_only = g.flags & BLK_O_NO_FLUSH;
+    if (g.flags & BLK_O_DSYNC)
+        c->single_sectors = MAX(c->single_sectors / 3, 1u); /* something becomes durable all the time */
     choose(&g);
     if (g.reftable)
         choose_full_table(&g);
-    snprintf(c->label, sizeof(c->label), "%s, %s%s", g.options, g.base_kind, g.has_backing ? ", backing" : "");
+    snprintf(c->label, sizeof(c->label), "%s, %s%s%s, %u workers", g.options, g.base_kind,
+             g.has_backing ? ", backing" : "", g.small_caches ? ", small caches" : "", g.workers);
     co_make_base(&g);
     co_open_all(&g);
     co_work(&g);
@@ -261,8 +404,10 @@ coroutine_fn void powercut_co_guest(struct cut *c)
     if (ret == 0)
         ret = blk_co_node_unref(g.node);
     cut_need(c, ret == 0, "close", NULL);
+    co_check_closed(&g);
     cut_co_finish(c);
     cut_co_each(c, co_judge, &g);
     blk_co_node_unref(g.backing);
     crash_model_finish(&g.model);
+    free(g.snapshot_content);
 }

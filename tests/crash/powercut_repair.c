@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Power cuts while a damaged image (damage.h) is repaired: leaks only, all, or because it is dirty and opened.
+ * Power cuts while a damaged image (damage.h) is repaired: leaks only, all, or because it is dirty and opened (all of
+ * the kind `opening`).
  *
  * On each disk: the disk and its snapshot read as before; no cluster misses more references than it did in the damaged
  * image, no other error is there that was not, and the dirty and corrupt marks stand for as long as any error does;
@@ -10,13 +11,14 @@
 #include "memory_node.h"
 #include "powercut.h"
 
+#include <base/endian.h>
 #include <block/logwrites.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_CLUSTERS (CUT_MAX_DISK / 512)
+#define MAX_CLUSTERS ((24u << 20) / 512)
 
 /* What a check found. */
 struct findings {
@@ -46,19 +48,6 @@ static coroutine_fn void co_read_disk(struct cut *c, const char *file, uint8_t *
     cut_need(c, node, "open", error);
     cut_need(c, blk_node_size(node) == size, "size", NULL);
     cut_need(c, blk_co_read(node, 0, content, size) == 0, "read", NULL);
-    blk_co_node_unref(node);
-}
-
-/* `image` is changed for it and is no more the image. */
-static coroutine_fn void co_read_snapshot(struct cut *c, struct blk_node *image, uint8_t *content, uint64_t size)
-{
-    static uint8_t copy[CUT_MAX_DISK];
-    uint64_t length = blk_node_size(image);
-
-    memcpy(copy, memory_node(image)->data, length);
-    damage_show_snapshot(copy);
-    struct blk_node *node = cut_co_memory(c, "shown", copy, length, "");
-    co_read_disk(c, "shown", content, size);
     blk_co_node_unref(node);
 }
 
@@ -122,10 +111,28 @@ static void choose(struct cut *c, struct repairing *t)
         t->kinds &= ~(unsigned)(DAMAGE_DIRTY | DAMAGE_CORRUPT);
     else if ((t->kinds & DAMAGE_DIRTY) && !(t->kinds & DAMAGE_CORRUPT) && cut_below(c, 2))
         t->fix = 0;
+    if (strcmp(c->settings->kind, "opening") == 0) {
+        v2 = false;
+        t->kinds = (t->kinds & ~(unsigned)DAMAGE_CORRUPT) | DAMAGE_DIRTY;
+        t->fix = 0;
+    }
     snprintf(t->options, sizeof(t->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s", cluster,
              v2 ? "0.10" : "1.1", width, !v2 && cut_below(c, 4) == 0 ? ",lazy_refcounts=on" : "");
     snprintf(c->label, sizeof(c->label), "%s, %" PRIu64 "%s, damage %#x, fix %u", t->options, t->size,
              t->snapshot ? ", snapshot" : "", t->kinds, t->fix);
+}
+
+/* A block that the damaged refcount table names past the end misses its own reference as soon as the file reaches
+ * there. */
+static void count_wild_blocks(const struct cut *c, struct repairing *t)
+{
+    uint64_t table = load_be64(c->base + 48), bytes = (uint64_t)load_be32(c->base + 56) << load_be32(c->base + 20);
+
+    for (uint64_t at = table; at < MIN(table + bytes, c->base_length); at += 8) {
+        uint64_t cluster = load_be64(c->base + at) >> load_be32(c->base + 20);
+        if (cluster < MAX_CLUSTERS && load_be64(c->base + at) >= c->base_length)
+            t->before.missing[cluster] = MAX(t->before.missing[cluster], UINT64_C(1));
+    }
 }
 
 static coroutine_fn void co_make_base(struct cut *c, struct repairing *t)
@@ -143,7 +150,7 @@ static coroutine_fn void co_make_base(struct cut *c, struct repairing *t)
     t->snapshot_content = xcalloc(1, t->size);
     co_read_disk(c, "sound", t->content, t->size);
     if (t->snapshot)
-        co_read_snapshot(c, file, t->snapshot_content, t->size);
+        cut_co_read_snapshot(c, file, NULL, t->snapshot_content, t->size);
     blk_co_node_unref(file);
 
     struct damage damage = { c->base, c->base_length, cut_below(c, UINT64_MAX) };
@@ -151,6 +158,7 @@ static coroutine_fn void co_make_base(struct cut *c, struct repairing *t)
     c->base_length = damage.length;
     file = cut_co_memory(c, "damaged", c->base, c->base_length, "");
     co_find(c, "damaged", &t->before);
+    count_wild_blocks(c, t);
     blk_co_node_unref(file);
 }
 
@@ -177,7 +185,7 @@ static coroutine_fn void co_judge_content(struct cut *c, const struct cut_moment
     if (memcmp(content, t->content, t->size) != 0)
         cut_die(c, "clock %" PRIu64 ", %s: the disk has changed", m->time, m->what);
     if (t->snapshot) {
-        co_read_snapshot(c, c->state, content, t->size);
+        cut_co_read_snapshot(c, c->state, NULL, content, t->size);
         if (memcmp(content, t->snapshot_content, t->size) != 0)
             cut_die(c, "clock %" PRIu64 ", %s: the snapshot has changed", m->time, m->what);
     }

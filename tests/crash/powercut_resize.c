@@ -5,6 +5,9 @@
  * On each disk: the size is one that a resize which had begun has set, and none older than the last that was flushed;
  * each sector below it holds what the model (crash_model.h) allows, where a resize is a zeroing of what lies between
  * the sizes. Some disks are then grown: what was not there before must read as zeroes, whatever was cut off half way.
+ *
+ * The kind `tables` grows small clusters twice by so much that first the refcount table moves, and then the blocks of
+ * the new L1 table are named in two sectors of the refcount table, each of which needs the one before it.
  */
 #include "crash_model.h"
 #include "memory_node.h"
@@ -27,7 +30,7 @@ struct resizing {
     struct cut *c;
     char options[160];
     uint64_t cluster;
-    bool v2, lazy, snapshot;
+    bool v2, lazy, snapshot, tables;
     struct blk_node *backing, *node;
     struct crash_model model;
     struct size_step steps[MAX_STEPS];
@@ -51,6 +54,15 @@ static void choose(struct resizing *t)
              t->v2 ? "0.10" : "1.1", width, t->lazy ? ",lazy_refcounts=on" : "");
     t->steps[0].size = (cut_below(c, 500) + 20) * 512;
     t->step_count = 1;
+}
+
+static void choose_tables(struct resizing *t)
+{
+    t->cluster = 512;
+    t->v2 = t->lazy = t->snapshot = false;
+    snprintf(t->options, sizeof(t->options), "cluster_size=512,refcount_bits=64");
+    t->c->single_sectors = 64;
+    t->c->every_moment = true;
 }
 
 /* A backing image that is longer than the disk will ever be, or shorter. */
@@ -129,10 +141,15 @@ static uint64_t choose_size(struct resizing *t)
     }
 }
 
+static uint64_t next_table_size(struct resizing *t)
+{
+    return (UINT64_C(9) << 30) + (UINT64_C(3) << 30) * (t->step_count - 1) + cut_below(t->c, 1u << 17) * 512;
+}
+
 static coroutine_fn void co_resize(struct resizing *t)
 {
     static const char *const modes[] = { "off", "off", "metadata", "falloc", "full" };
-    uint64_t old = current_size(t), size = choose_size(t);
+    uint64_t old = current_size(t), size = t->tables ? next_table_size(t) : choose_size(t);
     const char *prealloc = size > old && size <= WINDOW ? modes[cut_below(t->c, ARRAY_SIZE(modes))] : "off";
     uint64_t low = MIN(old, size), high = MAX(old, size);
     struct size_step *step = &t->steps[t->step_count++];
@@ -153,7 +170,7 @@ static coroutine_fn void co_resize(struct resizing *t)
 
 static coroutine_fn void co_work(struct resizing *t)
 {
-    unsigned resizes = 1 + (unsigned)cut_below(t->c, t->c->settings->quick ? 2 : 4);
+    unsigned resizes = t->tables ? 2 : 1 + (unsigned)cut_below(t->c, t->c->settings->quick ? 2 : 4);
 
     for (unsigned i = 0; i < resizes; i++) {
         for (uint64_t n = cut_below(t->c, 4); n > 0; n--)
@@ -244,9 +261,11 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
 
 coroutine_fn void powercut_co_resize(struct cut *c)
 {
-    struct resizing t = { .c = c };
+    struct resizing t = { .c = c, .tables = strcmp(c->settings->kind, "tables") == 0 };
 
     choose(&t);
+    if (t.tables)
+        choose_tables(&t);
     c->log_flags = cut_below(c, 4) ? 0 : BLK_O_DSYNC;
     snprintf(c->label, sizeof(c->label), "%s%s, %" PRIu64, t.options, t.snapshot ? ", snapshot" : "", t.steps[0].size);
     co_open(&t);

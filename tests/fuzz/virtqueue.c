@@ -5,10 +5,12 @@
  * and completes when the input says so; the loop is a fake that runs callbacks in order.
  *
  * What must hold: nothing outside the guest's memory is touched (the memory is an allocation of its own, so ASan sees
- * it); a request is inside the disk and its buffers cover it; every request that is taken is given back before a stop
- * ends.
+ * it); every request that is taken is given back before a stop ends; and after each step the guest's memory is, byte
+ * for byte, what a second, simple implementation of the specification makes of it (virtqueue_model.c), and the disk has
+ * been asked for the same: so statuses, used lengths, data, flags and indices are right, whatever the guest does.
  */
 #include "virtio_blk.h"
+#include "virtqueue_model.h"
 
 #include <assert.h>
 #include <base/checked.h>
@@ -17,8 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MEMORY_SIZE 16384u
-#define DISK_SIZE (1u << 20)
+#define MEMORY_SIZE MODEL_MEMORY
+#define DISK_SIZE MODEL_DISK
 #define MAX_PENDING 1024u
 
 struct blk_front {
@@ -31,7 +33,10 @@ static unsigned pending_count;
 static struct loop_task *tasks, **tasks_end = &tasks;
 static struct loop_post *posts, **posts_end = &posts;
 static struct loop_event *removed_event;
-static uint8_t checksum;
+static struct blk_request *submitted[4 * MODEL_RING];
+static unsigned submitted_count;
+static struct model model;
+static uint8_t disk[DISK_SIZE];
 static bool stopped_by_error;
 
 /* ---- the loop ---- */
@@ -99,20 +104,52 @@ void quiesce_release(struct quiesce *quiesce) {}
 
 /* ---- the front end ---- */
 
-static void check_buffers(const struct blk_request *request)
+static uint16_t head_of(struct blk_request *request)
 {
-    uint64_t total = 0;
-    for (int i = 0; i < request->iov_count; i++) {
-        uint8_t *base = request->iov[i].iov_base;
-        uint64_t at = (uint64_t)(base - memory->blocks[0].host);
-        assert(request->iov[i].iov_len && range_inside(at, request->iov[i].iov_len, MEMORY_SIZE));
-        total += request->iov[i].iov_len;
-        if (request->op == BLK_OP_READ)
-            memset(base, 0x5a, request->iov[i].iov_len);
-        else
-            checksum ^= base[request->iov[i].iov_len - 1];
+    return container_of(request, struct virtio_blk_slot, request)->head;
+}
+
+/* What the device asks the disk for is what the model says. */
+static void check_submission(struct blk_request *request, const struct model_submission *expected)
+{
+    static const enum blk_op ops[] = { [MODEL_READ] = BLK_OP_READ,
+                                       [MODEL_WRITE] = BLK_OP_WRITE,
+                                       [MODEL_ZEROES] = BLK_OP_WRITE_ZEROES,
+                                       [MODEL_DISCARD] = BLK_OP_DISCARD,
+                                       [MODEL_FLUSH] = BLK_OP_FLUSH };
+    assert(head_of(request) == expected->head && request->op == ops[expected->op]);
+    assert(request->offset == expected->offset && request->length == expected->length);
+    assert(request->flags == (expected->unmap ? BLK_REQ_MAY_UNMAP : 0u));
+    assert((unsigned)request->iov_count == expected->count);
+    for (unsigned i = 0; i < expected->count; i++) {
+        assert(request->iov[i].iov_base == memory->blocks[0].host + expected->data[i].address);
+        assert(request->iov[i].iov_len == expected->data[i].length);
     }
-    assert(total == request->length);
+}
+
+/* After each step of both. */
+static void check_step(void)
+{
+    assert(submitted_count == model.submitted_count);
+    for (unsigned i = 0; i < submitted_count; i++)
+        check_submission(submitted[i], &model.submitted[i]);
+    submitted_count = model.submitted_count = 0;
+    assert(memcmp(model.memory, memory->blocks[0].host, MEMORY_SIZE) == 0);
+}
+
+/* The buffers are still the same, whatever the guest did to its descriptors meanwhile. */
+static void move_data(struct blk_request *request)
+{
+    uint8_t *at = disk + request->offset;
+    check_submission(request, &model.requests[head_of(request)].now);
+    for (int i = 0; i < request->iov_count; at += request->iov[i++].iov_len) {
+        if (request->op == BLK_OP_READ)
+            memcpy(request->iov[i].iov_base, at, request->iov[i].iov_len);
+        else
+            memcpy(at, request->iov[i].iov_base, request->iov[i].iov_len);
+    }
+    if (request->op == BLK_OP_WRITE_ZEROES)
+        memset(at, 0, request->length);
 }
 
 void blk_submit(struct blk_front *front, struct blk_request *request)
@@ -120,9 +157,8 @@ void blk_submit(struct blk_front *front, struct blk_request *request)
     assert(pending_count < MAX_PENDING);
     for (unsigned i = 0; i < pending_count; i++)
         assert(pending[i] != request);
-    assert(range_inside(request->offset, request->length, DISK_SIZE));
-    if (request->op == BLK_OP_READ || request->op == BLK_OP_WRITE)
-        check_buffers(request);
+    assert(range_inside(request->offset, request->length, DISK_SIZE) && submitted_count < ARRAY_SIZE(submitted));
+    submitted[submitted_count++] = request;
     pending[pending_count++] = request;
 }
 
@@ -137,9 +173,14 @@ static void complete(unsigned which, int result)
     which %= pending_count;
     struct blk_request *request = pending[which];
     pending[which] = pending[--pending_count];
-    if (request->op == BLK_OP_READ || request->op == BLK_OP_WRITE)
-        check_buffers(request); /* still the same, whatever the guest did to its descriptors */
+    uint16_t head = head_of(request);
+    if (result == 0)
+        move_data(request);
+    model_complete(&model, head, result);
     request->done(request, result);
+    pump();
+    model_publish(&model);
+    check_step();
 }
 
 /* ---- the device ---- */
@@ -170,16 +211,20 @@ static void start(struct virtio_queue *queue, const uint8_t *head)
     queue->enabled = true;
     virtio_queue_start(queue);
     pump();
+    model_start(&model, queue->size, head[1] * 16u, head[2] * 64u, head[3] * 64u);
+    model_publish(&model);
+    check_step();
+    assert(queue->running == model.running);
 }
 
 static void stop(struct virtio_queue *queue)
 {
     virtio_queue_stop(queue);
     pump();
-    while (pending_count) {
+    model_stopping(&model);
+    check_step();
+    while (pending_count)
         complete(0, -EIO);
-        pump();
-    }
     assert(!queue->running && !queue->in_flight && !queue->vdev->queues_stopping);
 }
 
@@ -192,19 +237,28 @@ static void act(struct virtio_blk *blk, struct virtio_queue *queue, uint8_t acti
     case 0: /* the doorbell */
         if (queue->running)
             queue->doorbell.signalled(&queue->doorbell, 1);
+        model_doorbell(&model);
         break;
     case 1: complete(operand, results[operand % ARRAY_SIZE(results)]); break;
     case 2: /* the driver changes memory while we look */
         bytes[(operand * 64u + action) % MEMORY_SIZE] = (uint8_t)(operand ^ action);
+        model.memory[(operand * 64u + action) % MEMORY_SIZE] = (uint8_t)(operand ^ action);
         break;
     case 3: /* one more chain is available */
         if (queue->running)
             __atomic_fetch_add(&queue->ring.avail->idx, operand % 4, __ATOMIC_RELAXED);
+        memcpy(model.memory, bytes, MEMORY_SIZE);
         break;
-    case 4: virtio_blk_retry(blk); break;
+    case 4:
+        virtio_blk_retry(blk);
+        model_retry(&model);
+        break;
     default: stop(queue); start(queue, head);
     }
     pump();
+    model_publish(&model);
+    check_step();
+    assert(atomic_load(&blk->vdev.broken) == model.broken);
 }
 
 static void init_blk(struct virtio_blk *blk, struct machine *machine, struct blk_front *front, uint8_t flags)
@@ -218,9 +272,14 @@ static void init_blk(struct virtio_blk *blk, struct machine *machine, struct blk
                          (uint64_t)(flags & 1) << VIRTIO_RING_F_EVENT_IDX |
                          (uint64_t)(flags >> 1 & 1) << VIRTIO_RING_F_INDIRECT_DESC;
     blk->read_only = flags & 4;
-    blk->max_discard_sectors = blk->max_zeroes_sectors = 4096;
-    blk->serial = "serial number";
+    blk->max_discard_sectors = MODEL_MAX_DISCARD;
+    blk->max_zeroes_sectors = MODEL_MAX_ZEROES;
+    blk->serial = MODEL_SERIAL;
     blk->front = front;
+    model.event_idx = flags & 1;
+    model.indirect = flags & 2;
+    model.read_only = flags & 4;
+    model.policy = flags & 16 ? MODEL_STOP : flags & 8 ? MODEL_IGNORE : MODEL_REPORT;
     front->on_error = flags >> 4 & 1 ? BLK_ON_ERROR_STOP : flags >> 3 & 1 ? BLK_ON_ERROR_IGNORE : BLK_ON_ERROR_REPORT;
 }
 
@@ -248,6 +307,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t actions = MIN((size_t)data[5], (size - 6) / 2);
     const uint8_t *contents = data + 6 + actions * 2;
     memcpy(memory->blocks[0].host, contents, MIN((size_t)(data + size - contents), (size_t)MEMORY_SIZE));
+    memcpy(model.memory, memory->blocks[0].host, MEMORY_SIZE);
+    model.disk = disk;
+    model.submitted_count = submitted_count = 0;
+    /* Each run begins with the same disk, so that an input alone says what happens; the pattern has no short period. */
+    for (uint32_t i = 0; i < DISK_SIZE / 4; i++)
+        ((uint32_t *)disk)[i] = i * 2654435761u;
     start(&queue, data);
     for (size_t i = 0; i < actions; i++)
         act(&blk, &queue, data[6 + i * 2], data[7 + i * 2], data);

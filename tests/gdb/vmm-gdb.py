@@ -118,10 +118,11 @@ class VmmLoops(gdb.Command):
 
     def invoke(self, argument, from_tty):
         for loop in loops():
-            print("loop %#x: %s, %d I/O in flight, %d in the worker pool, %d timers, %d coroutines, epoch %s" % (
+            print("loop %#x: %s, %d I/O in flight, %d in the worker pool, %d timers, %d coroutines, requests of %d disks" % (
                 int(loop.address), "io_uring" if loop["has_ring"] else "poll", int(loop["in_flight"]),
                 int(loop["pool_works"]), int(loop["timer_count"]),
-                sum(1 for _ in entries(loop["coroutines"], "struct co", "link")), loop["epoch"]["oldest"]))
+                sum(1 for _ in entries(loop["coroutines"], "struct co", "link")),
+                sum(1 for _ in entries(loop["epoch"]["pinned"], "struct epoch_record", "link"))))
 
 
 Vmm()

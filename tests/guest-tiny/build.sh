@@ -8,7 +8,7 @@ source=$2
 objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
 compiler=${CC:-gcc}
-for file in start.S lib interrupt pci virtio tests test_board test_irq test_blk test_malformed; do
+for file in start.S lib interrupt pci virtio tests test_board test_acpi test_irq test_blk test_malformed; do
     [[ $file == *.S ]] || file=$file.c
     $compiler -std=gnu17 -O2 -g0 -Wall -Wextra -Wshadow -ffreestanding -fno-builtin -fno-pic -no-pie -fno-stack-protector \
         -fcf-protection=none -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mno-red-zone \

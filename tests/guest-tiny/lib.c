@@ -129,10 +129,13 @@ static const char *find_name(const char *cmdline, char *name, size_t size)
     return NULL;
 }
 
-void main64(const char *cmdline);
-void main64(const char *cmdline)
+const uint8_t *boot_params;
+
+void main64(const char *cmdline, const uint8_t *params);
+void main64(const char *cmdline, const uint8_t *params)
 {
     char name[32];
+    boot_params = params;
     outb(COM1 + 1, 0);
     outb(COM1 + 3, 3);
     if (!find_name(cmdline, name, sizeof(name)))

@@ -2,7 +2,7 @@
 /*
  * How a tiny guest starts: it looks like a Linux kernel (boot protocol 2.12), so both vmm and QEMU load it by -kernel. vmm
  * enters at the 64-bit entry point (1 MiB + 0x200), QEMU's firmware at the real-mode one, which goes on through 32-bit
- * mode. All end in main64 with the kernel command line's address in rdi. Other processors start at ap_start, copied to 0x8000.
+ * mode. All end in main64 with the kernel command line's address in rdi, the boot parameters' in rsi. Other processors start at ap_start, copied to 0x8000.
  */
 #define CODE64 0x08
 #define CODE32 0x10

@@ -6,6 +6,8 @@ void test_blk_basic(void);
 void test_blk_layouts(void);
 void test_blk_limits(void);
 void test_blk_discard(void);
+void test_blk_ranges(void);
+void test_blk_used_length(void);
 void test_blk_indirect(void);
 void test_blk_indirect_last(void);
 void test_blk_queues(void);
@@ -163,6 +165,104 @@ void test_blk_discard(void)
     CHECK_EQUAL(BLK_IOERR, ranges(queue, BLK_DISCARD, 32768, 1, 0));
     CHECK_EQUAL(BLK_IOERR, ranges(queue, BLK_WRITE_ZEROES, ~0ull, 1, 0));
     CHECK_EQUAL(BLK_IOERR, ranges(queue, BLK_DISCARD, 0, 0xffffffff, 0));
+}
+
+#define MAX_RANGES 16
+#define MAX_SECTORS 1000 /* what the device is told to show, of discards and of write zeroes */
+
+static struct range range_list[MAX_RANGES + 1];
+
+static uint8_t range_request(struct queue *queue, uint32_t type, unsigned count)
+{
+    return blk_request(queue, 0, type, 0, range_list, count * (uint32_t)sizeof(range_list[0]));
+}
+
+static void check_zero_sectors(struct queue *queue, uint64_t first, uint64_t from, uint64_t to, uint32_t seed)
+{
+    CHECK_EQUAL(BLK_OK, blk_request(queue, 0, BLK_IN, first, back, 65536));
+    fill_pattern(data, 65536, seed);
+    memset(data + (from - first) * SECTOR, 0, (to - from) * SECTOR);
+    CHECK_EQUAL(0, memcmp(data, back, 65536));
+}
+
+/* Several ranges in one request, and the limits that configuration space shows. (QEMU shows one range.) */
+void test_blk_ranges(void)
+{
+    struct device device;
+    device_open(&device, 0);
+    device_start(&device, FEATURE(F_BLK_DISCARD) | FEATURE(F_BLK_WRITE_ZEROES), 1, 16);
+    struct queue *queue = &device.queues[0];
+    CHECK_EQUAL(MAX_SECTORS, read32(device.config + 36));
+    CHECK_EQUAL(MAX_RANGES, read32(device.config + 40));
+    CHECK(read32(device.config + 44) >= 1);
+    CHECK_EQUAL(MAX_SECTORS, read32(device.config + 48));
+    CHECK_EQUAL(MAX_RANGES, read32(device.config + 52));
+    CHECK_EQUAL(1, read8(device.config + 56));
+    for (unsigned i = 0; i < 3; i++)
+        write_read(queue, i * 1024, 65536, 61 + i);
+    /* All three are done, and nothing between them. */
+    range_list[0] = (struct range){ 1, 2, 0 };
+    range_list[1] = (struct range){ 1024 + 10, 20, 1 };
+    range_list[2] = (struct range){ 2048, 128, 0 };
+    CHECK_EQUAL(BLK_OK, range_request(queue, BLK_WRITE_ZEROES, 3));
+    check_zero_sectors(queue, 0, 1, 3, 61);
+    check_zero_sectors(queue, 1024, 1024 + 10, 1024 + 30, 62);
+    check_zero_sectors(queue, 2048, 2048, 2048 + 128, 63);
+    /* One that is wrong, at the end: none is done. */
+    range_list[0] = (struct range){ 100, 20, 0 };
+    range_list[1] = (struct range){ 32768 - 10, 11, 0 };
+    CHECK_EQUAL(BLK_IOERR, range_request(queue, BLK_WRITE_ZEROES, 2));
+    range_list[1] = (struct range){ 0, MAX_SECTORS + 1, 0 };
+    CHECK_EQUAL(BLK_IOERR, range_request(queue, BLK_WRITE_ZEROES, 2));
+    range_list[1] = (struct range){ 0, 1, 4 };
+    CHECK_EQUAL(BLK_UNSUPP, range_request(queue, BLK_WRITE_ZEROES, 2));
+    check_zero_sectors(queue, 0, 1, 3, 61);
+    /* As many as shown, of the length shown, and no more. */
+    for (unsigned i = 0; i <= MAX_RANGES; i++)
+        range_list[i] = (struct range){ 4096 + i * MAX_SECTORS, MAX_SECTORS, 0 };
+    write_read(queue, 4096 + 15 * MAX_SECTORS, 65536, 64);
+    CHECK_EQUAL(BLK_IOERR, range_request(queue, BLK_DISCARD, MAX_RANGES + 1));
+    CHECK_EQUAL(BLK_IOERR, range_request(queue, BLK_WRITE_ZEROES, MAX_RANGES + 1));
+    CHECK_EQUAL(BLK_OK, range_request(queue, BLK_DISCARD, MAX_RANGES));
+    CHECK_EQUAL(BLK_OK, range_request(queue, BLK_WRITE_ZEROES, MAX_RANGES));
+    check_zero_sectors(queue, 4096 + 15 * MAX_SECTORS, 4096 + 15 * MAX_SECTORS, 4096 + 15 * MAX_SECTORS + 128, 64);
+    CHECK_EQUAL(BLK_IOERR, blk_request(queue, 0, BLK_DISCARD, 0, range_list, 24));
+    CHECK_EQUAL(BLK_IOERR, blk_request(queue, 0, BLK_DISCARD, 0, NULL, 0));
+}
+
+/* What the used ring says was written: all up to the status, or (where that is not all) nothing. */
+static void check_used(struct queue *queue, uint32_t type, uint64_t sector, uint32_t in, uint8_t status,
+                       uint32_t written)
+{
+    static struct request_header header;
+    uint32_t length;
+    header = (struct request_header){ type, 0, sector };
+    memset(back, 0xee, in + 9);
+    describe(queue, 0, &header, sizeof(header), DESC_NEXT, 1);
+    describe(queue, 1, back, in + 1, DESC_WRITE, 0);
+    queue_offer(queue, 0);
+    queue_ring(queue);
+    CHECK_EQUAL(0, queue_take(queue, &length));
+    CHECK_EQUAL(status, back[in]);
+    CHECK_EQUAL(written, length);
+    CHECK_EQUAL(0xee, back[in + 1]);
+}
+
+void test_blk_used_length(void)
+{
+    struct device device;
+    device_open(&device, 0);
+    device_start(&device, FEATURE(F_BLK_FLUSH), 1, 16);
+    struct queue *queue = &device.queues[0];
+    check_used(queue, BLK_IN, 0, 4096, BLK_OK, 4097);
+    check_used(queue, BLK_GET_ID, 0, 20, BLK_OK, 21);
+    check_used(queue, BLK_GET_ID, 0, 30, BLK_OK, 0);
+    check_used(queue, BLK_FLUSH, 0, 0, BLK_OK, 1);
+    check_used(queue, BLK_FLUSH, 0, 511, BLK_OK, 0);
+    check_used(queue, BLK_IN, 32768, 512, BLK_IOERR, 0);
+    check_used(queue, BLK_IN, 0, 100, BLK_IOERR, 0);
+    check_used(queue, 77, 0, 512, BLK_UNSUPP, 0);
+    check_used(queue, 77, 0, 0, BLK_UNSUPP, 1);
 }
 
 void test_blk_indirect(void)

@@ -9,6 +9,11 @@ void test_triple_fault(void);
 void test_exit_port(void);
 void test_panic_port(void);
 void test_board(void);
+void test_echo(void);
+void test_flood(void);
+void test_power_button(void);
+void test_boot_params(void);
+void test_cpuid(void);
 void test_processors(void);
 void test_pci_access(void);
 void test_pci_bars(void);
@@ -141,6 +146,108 @@ void test_board(void)
     /* A port where nothing answers. */
     CHECK_EQUAL(0xff, inb(0x2f0));
     CHECK_EQUAL(0xffff, inw(0x2f0));
+}
+
+/* ---- for tests of what is at the other end of the serial port ---- */
+
+/* Sends back what it gets, in capital letters, up to a full stop. */
+void test_echo(void)
+{
+    const uint16_t com1 = 0x3f8;
+    outb(com1 + 2, 7);
+    print("ready\n");
+    for (uint8_t c = 0; c != '.';) {
+        while (!(inb(com1 + 5) & 1))
+            pause();
+        c = inb(com1);
+        while (!(inb(com1 + 5) & 0x20))
+            pause();
+        outb(com1, c >= 'a' && c <= 'z' ? (uint8_t)(c - 32) : c);
+    }
+    print("\n");
+}
+
+/* More than any buffer on the way takes; a dot on the second port, if there is one, for each line that was taken. */
+void test_flood(void)
+{
+    for (uint64_t i = 0; i < 6000; i++) {
+        print("line %u of the flood, long enough to fill\n", i);
+        outb(0x2f8, '.');
+    }
+}
+
+/* ---- ACPI ---- */
+
+/* The button sets its status bit and, enabled, the system control interrupt; ones written clear it. */
+void test_power_button(void)
+{
+    const uint16_t status = 0x600, enable = 0x602;
+    const uint8_t vector = 0x41;
+    ioapic_route(9, vector, true);
+    CHECK_EQUAL(0, inw(status) & 0x100);
+    print("waiting for the button\n");
+    while (!(inw(status) & 0x100))
+        pause();
+    interrupts_on();
+    for (uint64_t start = timer_us(); timer_us() - start < 20000;)
+        pause();
+    CHECK_EQUAL(0, interrupt_count[vector]); /* not enabled */
+    outw(enable, 0x100);
+    WAIT_FOR(interrupt_count[vector]);
+    interrupts_off();
+    outw(status, 0x100);
+    CHECK_EQUAL(0, inw(status) & 0x100);
+    uint32_t seen = interrupt_count[vector];
+    interrupts_on();
+    for (uint64_t start = timer_us(); timer_us() - start < 20000;)
+        pause();
+    interrupts_off();
+    CHECK(interrupt_count[vector] - seen <= 1); /* one may have been pending; the line is low now */
+    /* Pressed while enabled: the interrupt comes by itself. */
+    seen = interrupt_count[vector];
+    interrupts_on();
+    print("waiting for the button again\n");
+    while (interrupt_count[vector] == seen)
+        pause();
+    interrupts_off();
+    CHECK_EQUAL(0x100, inw(status) & 0x100);
+}
+
+/* ---- what the boot loader left ---- */
+
+static uint32_t load32(const uint8_t *at) { return *(const uint32_t *)at; }
+
+static uint64_t load64(const uint8_t *at) { return *(const uint64_t *)at; }
+
+/* Where the initrd is and what is in it; which memory is there. */
+void test_boot_params(void)
+{
+    uint64_t image = load32(boot_params + 0x218), size = load32(boot_params + 0x21c), sum = 0;
+    /* Of a large one only the first and the last page: a KVM in software is slow. */
+    bool large = size > 1u << 16;
+    for (uint64_t i = 0; i < (large ? 4096 : size); i++)
+        sum = sum * 31 + read8(image + i);
+    for (uint64_t i = size - 4096; large && i < size; i++)
+        sum = sum * 31 + read8(image + i);
+    print("initrd at %u size %u sum %x\n", image, size, sum & 0xffffffff);
+    print("loader %x cmdline %s\n", boot_params[0x210], (const char *)(uint64_t)load32(boot_params + 0x228));
+    for (unsigned i = 0; i < boot_params[0x1e8]; i++) {
+        const uint8_t *entry = boot_params + 0x2d0 + i * 20;
+        print("e820 %x+%x type %u\n", load64(entry), load64(entry + 8), load32(entry + 16));
+    }
+}
+
+/* Every leaf that the -cpu option can change. */
+void test_cpuid(void)
+{
+    static const uint32_t leaves[][2] = { { 1, 0 },          { 6, 0 },          { 7, 0 },
+                                          { 7, 1 },          { 0xd, 1 },        { 0x80000001, 0 },
+                                          { 0x80000007, 0 }, { 0x80000008, 0 }, { 0x40000001, 0 } };
+    for (unsigned i = 0; i < sizeof(leaves) / sizeof(leaves[0]); i++) {
+        uint32_t a, b, c, d;
+        __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(leaves[i][0]), "c"(leaves[i][1]));
+        print("%x.%u %x %x %x %x\n", leaves[i][0], leaves[i][1], a, b, c, d);
+    }
 }
 
 /* ---- processors ---- */

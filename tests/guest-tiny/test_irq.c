@@ -9,6 +9,7 @@
 void test_interrupts(void);
 void test_interrupt_pin(void);
 void test_event_index(void);
+void test_races(void);
 
 static uint8_t sector[512] __attribute__((aligned(512)));
 
@@ -142,5 +143,66 @@ void test_event_index(void)
         read_sector(&device);
         WAIT_FOR(interrupt_count[VECTOR_QUEUE] == seen + 1);
     }
+    interrupts_off();
+}
+
+/* ---- two processors at the device at once ---- */
+
+static struct device shared;
+static volatile bool meddling, enough;
+
+/* Everything on the board and of the device that may be touched while requests run. */
+static void meddle(void)
+{
+    meddling = true;
+    for (uint32_t i = 0; !enough; i++) {
+        msix_mask(&shared, 1, i & 1);
+        msix_pending(&shared, 1);
+        write16(shared.common + COMMON_CONFIG_VECTOR, (uint16_t)(i & 2 ? 0 : 0xffff));
+        device_status(&shared);
+        read8(shared.isr);
+        read32(shared.config);
+        pci_read(shared.devfn, 4, 4);
+        pci_write(shared.devfn, 4, 2, i & 4 ? 0x406 : 6);
+        pci_read(shared.devfn, 0x20, 4);
+        if (i % 16 == 0)
+            msix_enable(&shared, i & 16);
+        outb(0x70, 0x0b);
+        inb(0x71);
+        inb(0x3f8 + 2);
+        outb(0x3f8 + 1, i & 2);
+        timer_us();
+    }
+    outb(0x3f8 + 1, 0);
+    meddling = false;
+}
+
+/* Requests, breakage and resets on one processor, registers on the other. For ThreadSanitizer; and nothing may get
+ * lost. */
+void test_races(void)
+{
+    device_open(&shared, 0);
+    msix_enable(&shared, true);
+    msix_set(&shared, 0, VECTOR_CONFIG);
+    msix_set(&shared, 1, VECTOR_QUEUE);
+    interrupts_on();
+    start_processor(1, meddle);
+    WAIT_FOR(meddling);
+    for (unsigned round = 0; round < 6; round++) {
+        CHECK(device_negotiate(&shared, FEATURE(F_VERSION_1) | (round & 1 ? FEATURE(F_EVENT_IDX) : 0)));
+        queue_setup(&shared, 0, 16, round & 2 ? 1 : 0xffff);
+        write8(shared.common + COMMON_STATUS,
+               STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+        for (unsigned i = 0; i < 40; i++)
+            read_sector(&shared);
+        if (round == 4) {
+            queue_offer(&shared.queues[0], 9999);
+            queue_ring(&shared.queues[0]);
+            WAIT_FOR(device_status(&shared) & STATUS_NEEDS_RESET);
+        }
+        device_reset(&shared);
+    }
+    enough = true;
+    WAIT_FOR(!meddling);
     interrupts_off();
 }

@@ -10,16 +10,26 @@
     X(exit_port) \
     X(panic_port) \
     X(board) \
+    X(echo) \
+    X(flood) \
+    X(power_button) \
+    X(boot_params) \
+    X(acpi) \
+    X(rtc) \
+    X(cpuid) \
     X(processors) \
     X(pci_access) \
     X(pci_bars) \
     X(interrupts) \
     X(interrupt_pin) \
     X(event_index) \
+    X(races) \
     X(blk_basic) \
     X(blk_layouts) \
     X(blk_limits) \
     X(blk_discard) \
+    X(blk_ranges) \
+    X(blk_used_length) \
     X(blk_indirect) \
     X(blk_indirect_last) \
     X(blk_queues) \

@@ -93,6 +93,8 @@ __attribute__((noreturn)) void power_off(void);
 
 /* ---- tests ---- */
 
+extern const uint8_t *boot_params; /* what the boot loader left: Linux's zero page */
+
 struct test {
     const char *name;
     void (*run)(void);

@@ -12,7 +12,10 @@ import threading
 import time
 
 ATTEMPTS = 3  # of a test, and of a bed that ends before it takes one
-SCRIPT_ENV = ["VMM", "IMG_TOOL", "VMM_BUILD", "QUICK", "SEED", "LC_ALL"]
+# Seconds: how long a bed may take to begin, and then say nothing (it says every few seconds that it lives).
+BOOT_PATIENCE = 180
+BEAT_PATIENCE = float(os.environ.get("BED_PATIENCE", "120"))
+SCRIPT_ENV = ["VMM", "IMG_TOOL", "VMM_BUILD", "QUICK", "LONG", "SEED", "LC_ALL"]
 
 
 class Beds:
@@ -86,6 +89,8 @@ class Beds:
 
     def begin_again(self, lost, words):
         self.last_words = words
+        for number in lost:
+            self.runner.begun_again(self.jobs[number].name, "the test bed ended before it did")
         names = ", ".join(self.jobs[number].name for number in lost) or "it took any test"
         self.runner.note([f"the test bed ended before {names} did. Its output:", *words.splitlines()[-60:]])
         for number in lost:
@@ -100,19 +105,20 @@ class Beds:
     def boot(self, bed):
         """One boot, to its end. Reports the tests that end in it. Returns what the bed said."""
         total = sum(job.timeout for job in self.jobs) + 300
-        # Each test is held to its time inside. If nothing at all has ended for longer than that, the bed hangs.
-        patience = max(job.timeout for job in self.jobs) + 180
         keep = "--keep" if self.runner.args.keep else "--no-keep"
         command = [*self.bed, "--timeout", f"{total:.0f}", "--out", self.folder, "--", *self.run_group, self.folder, bed, keep]
         process, ended = [], threading.Event()
 
         def machine():
             with open(self.path(f"{bed}.log"), "wb") as output:
-                self.runner.execute(command, total + 60, output, started=process.append)
+                self.runner.execute(command, total + 60, output, started=process.append,
+                                    env={**os.environ, "TMPDIR": self.runner.work, "BED_MEMORY": self.runner.memory})
             ended.set()
 
         threading.Thread(target=machine).start()
-        seen, progress, hung = set(), time.monotonic(), ""
+        # Each test is held to its time inside. If nothing at all has ended for longer than that, the bed is stuck.
+        longest = max(job.timeout for job in self.jobs) + 180
+        seen, progress, sign, hung, beat = set(), time.monotonic(), time.monotonic(), "", ""
         while True:
             last = ended.wait(0.5)
             for number, *result in self.results(bed):
@@ -122,8 +128,15 @@ class Beds:
                     self.report(number, *result[:2], self.text(f"{number}.log"), result[2])
             if last:
                 return self.text(f"{bed}.log") + hung
-            if process and not hung and time.monotonic() - progress > patience:
-                hung = f"\nno test ended for {patience:.0f} seconds: the bed hangs, and was ended"
+            # And if it does not even say that it lives, nobody waits for that.
+            beat, last_beat = self.text(f"alive.{bed}"), beat
+            sign = time.monotonic() if beat != last_beat else sign
+            patience = BEAT_PATIENCE if beat else BOOT_PATIENCE
+            if process and not hung and time.monotonic() - sign > patience:
+                hung = f"\nno sign of life for {patience:.0f} seconds: the bed hangs, and was ended"
+                self.runner.end(process[0])
+            elif process and not hung and time.monotonic() - progress > longest:
+                hung = f"\nno test ended for {longest:.0f} seconds: the bed hangs, and was ended"
                 self.runner.end(process[0])
 
     def results(self, bed):

@@ -71,6 +71,13 @@ tiny_run()
     grep -qx "passed: $1" "$tiny_console" || fail "the guest did not say that it passed"
 }
 
+# In a loop that waits for something: a moment, if the machine still lives.
+tiny_moment()
+{
+    kill -0 "$tiny_pid" 2>/dev/null || fail "the machine has ended"
+    sleep 0.05
+}
+
 # tiny_expect REGEX: waits until a line of the console matches.
 tiny_expect()
 {

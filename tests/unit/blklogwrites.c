@@ -80,6 +80,7 @@ static int co_sequence_test(void *arg)
     assert_int_equal(blk_co_write(node, 0, buffer, 512, 0), 0);
     assert_int_equal(blk_co_write(node, 4096, buffer, 1024, BLK_REQ_FUA), 0);
     assert_int_equal(blk_co_flush(node), 0);
+    assert_int_equal(blk_co_write(node, 4096, buffer, 1024, BLK_REQ_ABSENT_ONLY), -ENOTSUP); /* and leaves no trace */
     assert_int_equal(blk_co_discard(node, 100, 4096), 0);
     assert_int_equal(blk_co_write_zeroes(node, 8192, 8192, 0), 0);
     assert_int_equal(blk_co_write(node, 16 * KIB + 100, buffer, 700, 0), 0);

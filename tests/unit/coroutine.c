@@ -5,6 +5,7 @@
 #include <base/compiler.h>
 #include <base/coroutine.h>
 #include <fenv.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -303,7 +304,7 @@ static __attribute__((noinline)) unsigned overflow(unsigned depth)
 
 static void overflows(void *arg) { overflow(1u << 20); }
 
-/* An overflow hits the guard page: the process ends by a signal (or a sanitizer's report), it does not go on. */
+/* The process ends by a signal (or a sanitizer's report), it does not go on. */
 static void test_overflow_ends_the_process(void **state)
 {
     loop_free(test_loop(state)); /* fork is for loops not supported: the child makes its own */
@@ -319,6 +320,37 @@ static void test_overflow_ends_the_process(void **state)
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) != 0));
     *state = loop_new(NULL);
+}
+
+/* Where the mapping that holds `address` begins, and whether the one that ends there may not be touched. */
+static bool guarded_below(uintptr_t address)
+{
+    uintptr_t start, end, guard_end = 0;
+    char rights[5], line[512];
+    bool found = false;
+    FILE *maps = fopen("/proc/self/maps", "re");
+
+    assert_non_null(maps);
+    while (!found && fgets(line, sizeof(line), maps)) {
+        assert_int_equal(sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s", &start, &end, rights), 3);
+        found = address >= start && address < end;
+        if (!found && strcmp(rights, "---p") == 0)
+            guard_end = end;
+    }
+    fclose(maps);
+    assert_true(found);
+    return guard_end == start;
+}
+
+static void looks_below(void *arg) { *(bool *)arg = guarded_below((uintptr_t)__builtin_frame_address(0)); }
+
+/* An overflow by a little hits the guard page, and not what happens to be mapped below. */
+static void test_a_guard_page_lies_below_the_stack(void **state)
+{
+    bool guarded = false;
+
+    co_start(looks_below, &guarded);
+    assert_true(guarded);
 }
 
 static void relaxes(void *arg)
@@ -348,6 +380,7 @@ int main(void)
         LOOP_TEST(test_many_stacks),
         LOOP_TEST(test_keeps_the_rounding_mode),
         LOOP_TEST(test_overflow_ends_the_process),
+        LOOP_TEST(test_a_guard_page_lies_below_the_stack),
         LOOP_TEST(test_relax_lets_timers_run),
     };
     return run_on_both_backends(tests);

@@ -3,8 +3,8 @@
  * The file driver where the host's calls fail, are cut short or interrupted, or do not exist, and how often it makes
  * them: flushes by cache mode, zeroes without fallocate().
  *
- * This program has its own preadv2, pwritev2, fdatasync and fallocate, in front of the C library's, which the path
- * through the workers calls.
+ * This program has its own preadv2, pwritev2, pwrite, fdatasync and fallocate, in front of the C library's, which the
+ * path through the workers calls.
  */
 #include "file.h"
 
@@ -18,6 +18,7 @@ static struct {
     atomic_int next_error;   /* the next transfer fails with this errno */
     atomic_int shorten;      /* that many transfers are cut to 512 bytes */
     atomic_int sync_error;   /* every fdatasync fails with this errno */
+    atomic_int fill_error;   /* every pwrite fails with this errno */
     atomic_int no_fallocate; /* modes (bits) that are -EOPNOTSUPP; ALLOCATE_BIT for mode 0 */
     atomic_int syncs, dsync_writes, fallocates;
 } host;
@@ -57,6 +58,15 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int f
     if (flags & RWF_DSYNC)
         host.dsync_writes++;
     return transfer(SYS_pwritev2, fd, iov, count, offset, flags);
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+    if (host.fill_error) {
+        errno = host.fill_error;
+        return -1;
+    }
+    return syscall(SYS_pwrite64, fd, buffer, length, offset);
 }
 
 int fdatasync(int fd)
@@ -137,6 +147,34 @@ static int co_fault_test(void *arg)
     co_test_file_end(&file);
     return 0;
 }
+
+/* A write that is synchronous syncs the file: it may be told of another write's loss, and the kernel says that once. */
+static int co_synchronous_write_test(void *arg)
+{
+    static const struct {
+        unsigned flags, request;
+        int error, flush;
+    } cases[] = {
+        { 0, BLK_REQ_FUA, EIO, -EIO }, { BLK_O_DSYNC, 0, EIO, -EIO },           { 0, 0, EIO, 0 },
+        { 0, BLK_REQ_FUA, ENOSPC, 0 }, { BLK_O_NO_FLUSH, BLK_REQ_FUA, EIO, 0 }, { BLK_O_DIRECT, BLK_REQ_FUA, EIO, 0 },
+    };
+    uint8_t *buffer = aligned_alloc(4096, 4096);
+
+    memset(buffer, 1, 4096);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct test_file file;
+        co_test_file_begin(&file, disk_folder, MIB, "threads", cases[i].flags);
+        host.next_error = cases[i].error;
+        assert_int_equal(blk_co_write(file.node, 0, buffer, 4096, cases[i].request), -cases[i].error);
+        assert_int_equal(blk_co_write(file.node, 0, buffer, 4096, cases[i].request), 0);
+        assert_int_equal(blk_co_flush(file.node), cases[i].flush);
+        co_test_file_end(&file);
+    }
+    free(buffer);
+    return 0;
+}
+
+static void a_failed_synchronous_write_fails_every_flush(void **state) { run(state, co_synchronous_write_test, NULL); }
 
 static void short_interrupted_and_failed_calls(void **state) { run(state, co_fault_test, NULL); }
 
@@ -253,13 +291,49 @@ static int co_fallback_test(void *arg)
 
 static void unsupported_requests_fall_back(void **state) { run(state, co_fallback_test, NULL); }
 
+/* ---- resizing ---- */
+
+static int co_resize_test(void *arg)
+{
+    struct test_file file;
+    struct error *error = NULL;
+    struct stat st;
+
+    /* A preallocation that fails half way puts the old size back. */
+    co_test_file_begin(&file, disk_folder, MIB, "threads", 0);
+    host.fill_error = ENOSPC;
+    assert_int_equal(blk_co_truncate(file.node, 3 * MIB, true, "full", &error), -ENOSPC);
+    host.fill_error = 0;
+    assert_error(&error, "Could not write zeros for preallocation: No space left on device");
+    assert_int_equal(stat(file.path, &st), 0);
+    assert_int_equal(st.st_size, MIB);
+    assert_int_equal(blk_node_size(file.node), MIB);
+    host.syncs = 0;
+    assert_int_equal(blk_co_truncate(file.node, 2 * MIB, true, "off", NULL), 0);
+    assert_int_equal(host.syncs, 0);
+    co_test_file_end(&file);
+
+    /* With O_DSYNC the new size is on disk. */
+    co_test_file_begin(&file, disk_folder, MIB, "threads", BLK_O_DSYNC);
+    host.syncs = 0;
+    assert_int_equal(blk_co_truncate(file.node, 2 * MIB, true, "off", NULL), 0);
+    assert_int_equal(host.syncs, 1);
+    host.sync_error = EIO;
+    assert_int_equal(blk_co_truncate(file.node, 3 * MIB, true, "off", &error), -EIO);
+    host.sync_error = 0;
+    assert_error(&error, "Could not flush the new size: Input/output error");
+    co_test_file_end(&file);
+    return 0;
+}
+
+static void resizes_fail_as_a_whole_and_are_durable(void **state) { run(state, co_resize_test, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        LOOP_TEST(short_interrupted_and_failed_calls),
-        LOOP_TEST(missing_fallocate_modes_fall_back),
-        LOOP_TEST(flushes_reach_the_disk_as_the_cache_mode_says),
-        LOOP_TEST(unsupported_requests_fall_back),
+        LOOP_TEST(short_interrupted_and_failed_calls), LOOP_TEST(a_failed_synchronous_write_fails_every_flush),
+        LOOP_TEST(missing_fallocate_modes_fall_back),  LOOP_TEST(flushes_reach_the_disk_as_the_cache_mode_says),
+        LOOP_TEST(unsupported_requests_fall_back),     LOOP_TEST(resizes_fail_as_a_whole_and_are_durable),
     };
 
     if (image_tests_begin() < 0)

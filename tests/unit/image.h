@@ -10,26 +10,50 @@
 #include <block/image.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define KIB 1024u
 #define MIB (1024u * 1024u)
 
 /* A folder on the disk and one in memory; made by image_tests_begin(). */
-static char disk_folder[] = "/tmp/vmm-unit-XXXXXX", memory_folder[] = "/dev/shm/vmm-unit-XXXXXX";
+static char disk_folder[PATH_MAX], memory_folder[PATH_MAX];
 
 static inline int image_tests_begin(void)
 {
     setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */
+    test_template(disk_folder, false);
+    test_template(memory_folder, true);
     return mkdtemp(disk_folder) && mkdtemp(memory_folder) ? 0 : -1;
 }
 
+static inline bool on_tmpfs(const char *folder)
+{
+    struct statfs fs;
+
+    assert_int_equal(statfs(folder, &fs), 0);
+    return fs.f_type == TMPFS_MAGIC;
+}
+
+/* For tests of what only a file on a disk has; TMPDIR may lie in memory. */
+#define SKIP_WITHOUT_DISK() \
+    do { \
+        if (on_tmpfs(disk_folder)) { \
+            print_message("needs a test folder that is not on tmpfs\n"); \
+            skip(); \
+        } \
+    } while (0)
+
+/* A test that passed has removed its files. */
 static inline int image_tests_end(int failed)
 {
-    rmdir(disk_folder);
-    rmdir(memory_folder);
+    if ((rmdir(disk_folder) < 0 || rmdir(memory_folder) < 0) && !failed) {
+        fprintf(stderr, "files are left in %s or %s\n", disk_folder, memory_folder);
+        return 1;
+    }
     return failed;
 }
 
@@ -75,3 +99,9 @@ static inline void run_co(void **state, int (*fn)(void *arg), void *arg)
 {
     assert_int_equal(co_run(test_loop(state), fn, arg), 0);
 }
+
+/* `name` is a coroutine and a test of its own. */
+#define TEST_CO(name) \
+    static int co_##name(void *arg); \
+    static void name(void **state) { run_co(state, co_##name, NULL); } \
+    static coroutine_fn int co_##name(void *arg __attribute__((unused)))

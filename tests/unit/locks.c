@@ -4,8 +4,11 @@
  * ours. Who is refused follows from the permission bits, and the words are QEMU's.
  */
 #include "image.h"
+#include "image_locks.h"
 
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 /* What qemu-io does with an image in each format and mode, as its lock bytes show (strace -e fcntl). */
@@ -184,6 +187,182 @@ static int co_refused_test(void *arg)
 
 static void a_refusal_leaves_nothing_locked(void **state) { run_co(state, co_refused_test, NULL); }
 
+/* ---- the three steps, as a transaction over many nodes takes them ---- */
+
+static int co_steps_test(void *arg)
+{
+    const unsigned read = BLK_PERM_CONSISTENT_READ, write = BLK_PERM_WRITE, resize = BLK_PERM_RESIZE;
+    char *path = path_in(disk_folder, "steps"), *line = xasprintf("driver=file,filename=%s", path);
+    struct error *error = NULL;
+
+    make_file(path, MIB);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    struct blk_node *node = co_open_line(line, BLK_O_RDWR, NULL);
+    assert_non_null(node);
+    const struct blk_driver *driver = node->driver;
+
+    assert_int_equal(driver->perm_prepare(node, read | write, BLK_PERM_ALL & ~resize, NULL), 0);
+    driver->perm_commit(node);
+    assert_held(fd, read | write, resize);
+
+    /* Prepared: what was held and what is new. Then one of the two. */
+    assert_int_equal(driver->perm_prepare(node, read | resize, BLK_PERM_ALL & ~write, NULL), 0);
+    assert_held(fd, read | write | resize, resize | write);
+    driver->perm_abort(node);
+    assert_held(fd, read | write, resize);
+    assert_int_equal(driver->perm_prepare(node, read | resize, BLK_PERM_ALL & ~write, NULL), 0);
+    driver->perm_commit(node);
+    assert_held(fd, read | resize, write);
+
+    /* Refused: as before, and neither commit nor abort follows. */
+    struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
+    assert_true(driver->perm_prepare(node, write, BLK_PERM_ALL & ~resize, &error) < 0);
+    error_free(error);
+    assert_held(fd, read | resize, write);
+    lock.l_type = F_UNLCK;
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
+
+    assert_int_equal(driver->perm_prepare(node, 0, BLK_PERM_ALL, NULL), 0);
+    assert_held(fd, read | resize, write);
+    driver->perm_commit(node);
+    assert_held(fd, 0, 0);
+    assert_int_equal(blk_co_node_unref(node), 0);
+    close(fd);
+    unlink(path);
+    free(line);
+    free(path);
+    return 0;
+}
+
+static void a_change_is_prepared_then_committed_or_aborted(void **state) { run_co(state, co_steps_test, NULL); }
+
+/* ---- those who are not seen: a process that was killed, until its ring is gone ---- */
+
+/* A process whose locks nobody sees in /proc, as one that was killed: its first thread has ended, another holds the
+ * lock for `hold_ms`. */
+#define HEAVY (256ul * MIB)
+
+static int unseen_hold_ms;
+
+static void *unseen_thread(void *arg)
+{
+    usleep((useconds_t)unseen_hold_ms * 1000);
+    _exit(0);
+}
+
+static pid_t unseen_start(const char *path, int byte, int hold_ms)
+{
+    int ready[2];
+    char c;
+
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+        pthread_t thread;
+        unseen_hold_ms = hold_ms;
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fcntl(fd, F_OFD_SETLK, &lock) < 0 || pthread_create(&thread, NULL, unseen_thread, NULL) != 0)
+            _exit(1);
+        if (write(ready[1], "x", 1) == 1)
+            syscall(SYS_exit, 0); /* this thread alone */
+        _exit(1);
+    }
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    close(ready[0]);
+    usleep(20000); /* the write is before the end of the thread */
+    return pid;
+}
+
+/* A process that is killed while it holds the lock, and has so much memory that it is seen for a while yet. */
+static pid_t heavy_start(const char *path, int byte)
+{
+    int ready[2];
+    char c;
+
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        void *memory = mmap(NULL, HEAVY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (memory != MAP_FAILED && fcntl(fd, F_OFD_SETLK, &lock) == 0 && write(ready[1], "x", 1) == 1)
+            pause();
+        _exit(1);
+    }
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    close(ready[0]);
+    return pid;
+}
+
+static coroutine_fn void co_open_dying(const char *path)
+{
+    struct holder holder;
+    int status;
+    pid_t pid = heavy_start(path, 201);
+
+    assert_int_equal(co_hold(path, &uses[2], &holder, NULL), -1); /* it lives */
+    kill(pid, SIGKILL);
+    assert_int_equal(co_hold(path, &uses[2], &holder, NULL), 0);
+    co_release(&holder);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+}
+
+/* Opens while it is locked by the unseen one. Returns how long that took, in ms. */
+static coroutine_fn int co_open_unseen(const char *path, int byte, int hold_ms, int expected, struct error **errp)
+{
+    struct holder holder;
+    int status;
+    pid_t pid = unseen_start(path, byte, hold_ms);
+    uint64_t start = loop_now_ns();
+
+    assert_int_equal(co_hold(path, &uses[2], &holder, errp), expected);
+    int took = (int)((loop_now_ns() - start) / 1000000);
+    if (expected == 0)
+        co_release(&holder);
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return took;
+}
+
+static int co_unseen_test(void *arg)
+{
+    char *path = path_in(disk_folder, "unseen");
+    struct error *error = NULL;
+    struct holder living, second;
+
+    make_file(path, MIB);
+    int took = co_open_unseen(path, 201, 200, 0, NULL); /* it does not let others write */
+    assert_in_range(took, 100, 600);
+    took = co_open_unseen(path, 101, 200, 0, NULL); /* it writes */
+    assert_in_range(took, 100, 600);
+
+    took = co_open_unseen(path, 201, 10000, -1, &error);
+    assert_in_range(took, 480, 3000);
+    char *words = xasprintf("Failed to get \"write\" lock\nIs another process using the image [%s]?", path);
+    assert_error(&error, words);
+
+    /* It is seen, but dying. */
+    co_open_dying(path);
+
+    /* What lives and is seen is not waited for. */
+    assert_int_equal(co_hold(path, &uses[2], &living, NULL), 0);
+    uint64_t start = loop_now_ns();
+    assert_int_equal(co_hold(path, &uses[2], &second, NULL), -1);
+    assert_true(loop_now_ns() - start < 400000000);
+    co_release(&living);
+    unlink(path);
+    free(words);
+    free(path);
+    return 0;
+}
+
+static void a_lock_that_nobody_is_seen_to_hold_is_waited_for(void **state) { run_co(state, co_unseen_test, NULL); }
+
 static int co_options_test(void *arg)
 {
     char *path = path_in(disk_folder, "unlocked");
@@ -338,9 +517,13 @@ static void qemu_and_we_keep_each_other_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        LOOP_TEST(our_nodes_keep_each_other_out),   LOOP_TEST(locks_follow_the_users),
-        LOOP_TEST(a_refusal_leaves_nothing_locked), LOOP_TEST(locking_off_and_creation),
+        LOOP_TEST(our_nodes_keep_each_other_out),
+        LOOP_TEST(locks_follow_the_users),
+        LOOP_TEST(a_refusal_leaves_nothing_locked),
+        LOOP_TEST(locking_off_and_creation),
+        LOOP_TEST(a_lock_that_nobody_is_seen_to_hold_is_waited_for),
         LOOP_TEST(qemu_and_we_keep_each_other_out),
+        LOOP_TEST(a_change_is_prepared_then_committed_or_aborted),
     };
 
     if (image_tests_begin() < 0)

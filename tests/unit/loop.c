@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The event loop: order of posts and tasks, timers, fd readiness, eventfds, file I/O, registered files, threads. Each
- * test runs on io_uring, on poll(2) (but those that need a ring), and on io_uring with the flags that older kernels know.
+ * test runs on io_uring, on poll(2) (but those that need a ring), and on io_uring with the flags that older kernels
+ * know.
  */
 #include "unit.h"
 
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -204,6 +206,7 @@ struct test_fd {
     unsigned calls;
     short last;
     bool drain, pause, remove, removed;
+    struct test_fd *victim; /* removed by the callback too */
 };
 
 static void fd_removed(struct loop_fd *lfd) { container_of(lfd, struct test_fd, lfd)->removed = true; }
@@ -223,6 +226,8 @@ static void fd_ready(struct loop_fd *lfd, short revents)
         loop_fd_remove(lfd, fd_removed);
         assert_false(t->removed); /* never inside the call */
     }
+    if (t->victim)
+        loop_fd_remove(&t->victim->lfd, fd_removed);
 }
 
 static void some_steps(struct loop *loop)
@@ -326,6 +331,51 @@ static void test_fd_removed_while_waiting_and_while_ready(void **state)
     close(fds[1]);
 }
 
+/* Both are ready in the same iteration, and the first to be told removes the other. */
+static void test_fd_removed_by_another_is_not_told(void **state)
+{
+    struct loop *loop = test_loop(state);
+    struct test_fd t[2];
+    int fds[2][2];
+
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pipe(fds[i]), 0);
+        assert_int_equal(write(fds[i][1], "x", 1), 1);
+        t[i] = (struct test_fd){ .lfd = { .fd = fds[i][0], .events = POLLIN, .ready = fd_ready } };
+        t[i].remove = true;
+        t[i].victim = &t[!i];
+        loop_fd_add(loop, &t[i].lfd);
+    }
+    while (!t[0].removed || !t[1].removed)
+        loop_step(loop, true);
+    assert_int_equal(t[0].calls + t[1].calls, 1);
+    for (int i = 0; i < 2; i++) {
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+}
+
+/* What it waited for before never comes. */
+static void test_fd_modify_counts_at_once(void **state)
+{
+    struct loop *loop = test_loop(state);
+    int fds[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    struct test_fd t = { .lfd = { .fd = fds[0], .events = POLLIN, .ready = fd_ready } };
+    loop_fd_add(loop, &t.lfd);
+    some_steps(loop);
+    assert_int_equal(t.calls, 0);
+    loop_fd_modify(&t.lfd, POLLOUT);
+    uint64_t end = loop_now_ns() + UINT64_C(5000000000);
+    while (!t.calls && loop_now_ns() < end)
+        loop_step(loop, false);
+    assert_int_equal(t.last, POLLOUT);
+    loop_fd_remove(&t.lfd, fd_removed);
+    steps_until(loop, &t.removed);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* ---- eventfds ---- */
 
 struct test_event {
@@ -364,6 +414,16 @@ static void events_are_exact(struct loop *loop, int flags)
     pthread_t thread;
     struct test_event t = { .event = { .fd = fd, .signalled = event_signalled } };
     loop_event_add(loop, &t.event);
+    some_steps(loop);
+    /* A read that has the count when the event is removed gives it back. */
+    eventfd_write(fd, 1);
+    loop_event_remove(&t.event, event_removed);
+    steps_until(loop, &t.removed);
+    assert_int_equal(t.sum, 0);
+    loop_event_add(loop, &t.event);
+    some_steps(loop);
+    assert_int_equal(t.sum, 1);
+    t.sum = 0;
     pthread_create(&thread, NULL, signal_many, &fd);
     while (t.sum < 20000) {
         loop_step(loop, true);
@@ -407,7 +467,8 @@ static void io_done(struct loop_io *io, int32_t result)
 
 static int temporary_file(size_t size)
 {
-    char name[] = "/tmp/vmm-loop-XXXXXX";
+    char name[PATH_MAX];
+    test_template(name, false);
     int fd = mkostemp(name, O_CLOEXEC);
     assert_true(fd >= 0);
     unlink(name);
@@ -419,8 +480,7 @@ static void test_many_operations(void **state)
 {
     enum { COUNT = 10000 }; /* more than the queues hold */
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop))
-        skip();
+    SKIP_WITHOUT_RING(loop);
     struct test_io *ios = calloc(COUNT, sizeof(*ios));
     unsigned left = COUNT;
     uint64_t enters = loop_stats(loop)->enters, submitted = loop_stats(loop)->submitted;
@@ -445,8 +505,7 @@ static void test_many_operations(void **state)
 static void test_one_enter_an_iteration(void **state)
 {
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop))
-        skip();
+    SKIP_WITHOUT_RING(loop);
     unsigned left = 64;
     struct test_io ios[64];
     loop_step(loop, false);
@@ -463,11 +522,47 @@ static void test_one_enter_an_iteration(void **state)
     assert_int_equal(loop_stats(loop)->enters - enters, 1);
 }
 
+/* Queues `count` reads, the n-th at n * step; returns how many have gone out before the iteration's end. */
+static uint64_t sent_early(struct loop *loop, int fd, unsigned count, uint64_t step, unsigned length)
+{
+    struct test_io *ios = calloc(count, sizeof(*ios));
+    char *buffer = malloc(length);
+    unsigned left = count;
+    loop_step(loop, false);
+    uint64_t before = loop_stats(loop)->submitted;
+    for (unsigned i = 0; i < count; i++) {
+        ios[i] = (struct test_io){ .io.done = io_done, .left = &left };
+        io_uring_prep_read(loop_sqe(loop, &ios[i].io), fd, buffer, length, i * step);
+    }
+    uint64_t sent = loop_stats(loop)->submitted - before;
+    while (left)
+        loop_step(loop, true);
+    free(buffer);
+    free(ios);
+    return sent;
+}
+
+static void test_some_go_out_early(void **state)
+{
+    struct loop *loop = test_loop(state);
+    SKIP_WITHOUT_RING(loop);
+    int fd = temporary_file(4096);
+    assert_int_equal(sent_early(loop, fd, 3, 8 << 20, 4096), 0);
+    assert_int_equal(sent_early(loop, fd, 64, 8 << 20, 4096), 60); /* scattered: each four */
+    assert_int_equal(sent_early(loop, fd, 16, 8 << 20, 65536), 14);
+    /* In a row: what is merged is large enough at 128 KiB. */
+    assert_int_equal(sent_early(loop, fd, 31, 4096, 4096), 0);
+    assert_int_equal(sent_early(loop, fd, 64, 4096, 4096), 32);
+    assert_int_equal(sent_early(loop, fd, 64, 16384, 16384), 56);
+    assert_int_equal(sent_early(loop, fd, 16, 65536, 65536), 14);
+    assert_int_equal(sent_early(loop, fd, 16, 1 << 20, 1 << 20), 14);
+    close(fd);
+}
+
 static void test_cancel(void **state)
 {
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop))
-        skip();
+    SKIP_WITHOUT_RING(loop);
     int fds[2];
     char c;
     assert_int_equal(pipe(fds), 0);
@@ -506,13 +601,18 @@ static int file_with(char c)
     return fd;
 }
 
+static void test_no_fixed_files_without_a_ring(void **state)
+{
+    struct loop *loop = test_loop(state);
+
+    if (!loop_ring(loop))
+        assert_int_equal(loop_fixed_file(loop, 0), -1);
+}
+
 static void test_fixed_file_follows_the_number(void **state)
 {
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop)) {
-        assert_int_equal(loop_fixed_file(loop, 0), -1);
-        skip();
-    }
+    SKIP_WITHOUT_RING(loop);
     char c = 0;
     int fd = file_with('a');
     assert_true(loop_fixed_file(loop, fd) >= 0);
@@ -580,8 +680,7 @@ static void call_remotely(struct loop *loop, struct remote_fixed *r)
 static void test_fixed_file_drop_wakes_a_sleeping_loop(void **state)
 {
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop))
-        skip();
+    SKIP_WITHOUT_RING(loop);
     struct loop *other = loop_thread_start("other", NULL);
     int fds[2];
     char c;
@@ -603,8 +702,7 @@ static void test_fixed_file_drop_wakes_a_sleeping_loop(void **state)
 static void test_polling_finds_posts_and_stops(void **state)
 {
     struct loop *loop = test_loop(state);
-    if (!loop_ring(loop))
-        skip();
+    SKIP_WITHOUT_RING(loop);
     loop_set_poll_us(loop, 200);
     unsigned left, fired = 0;
     uint64_t last = 0;
@@ -643,7 +741,11 @@ struct late_post {
     int *ran;
 };
 
-static void posted_late(struct loop_post *post) { ++*container_of(post, struct late_post, post)->ran; }
+static void posted_late(struct loop_post *post)
+{
+    assert_true(signals_are_blocked());
+    ++*container_of(post, struct late_post, post)->ran;
+}
 
 static void test_threads_start_and_stop(void **state)
 {
@@ -693,20 +795,29 @@ int main(void)
         LOOP_TEST(test_fd_is_level_triggered),
         LOOP_TEST(test_fd_modify_changes_what_is_waited_for),
         LOOP_TEST(test_fd_removed_while_waiting_and_while_ready),
+        LOOP_TEST(test_fd_removed_by_another_is_not_told),
+        LOOP_TEST(test_fd_modify_counts_at_once),
         LOOP_TEST(test_events_lose_nothing),
         LOOP_TEST(test_events_nonblocking),
+        LOOP_TEST(test_no_fixed_files_without_a_ring),
+        LOOP_TEST(test_threads_start_and_stop),
+        LOOP_TEST(test_free_waits_for_a_poster_on_its_way),
+    };
+    static const struct CMUnitTest ring_tests[] = {
         LOOP_TEST(test_many_operations),
         LOOP_TEST(test_one_enter_an_iteration),
+        LOOP_TEST(test_some_go_out_early),
         LOOP_TEST(test_cancel),
         LOOP_TEST(test_fixed_file_follows_the_number),
         LOOP_TEST(test_fixed_file_drop_wakes_a_sleeping_loop),
         LOOP_TEST(test_polling_finds_posts_and_stops),
-        LOOP_TEST(test_threads_start_and_stop),
-        LOOP_TEST(test_free_waits_for_a_poster_on_its_way),
     };
     int failed = run_on_both_backends(tests);
     unsetenv("VMM_NO_URING");
-    for (loop_ring_age = 1; loop_ring_age <= 2; loop_ring_age++)
-        failed += cmocka_run_group_tests_name("io_uring of an older kernel", tests, NULL, NULL);
+    for (loop_ring_age = 0; loop_ring_age <= 2; loop_ring_age++) {
+        if (loop_ring_age)
+            failed += cmocka_run_group_tests_name("io_uring of an older kernel", tests, NULL, NULL);
+        failed += cmocka_run_group_tests_name("the ring", ring_tests, NULL, NULL);
+    }
     return failed;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Files on tmpfs: the file driver copies there and then, without the ring, and still completes later. What the
- * requests do to the bytes is tested by file-driver.c, on disk and on tmpfs.
+ * Files on tmpfs: the file driver copies, zeroes and discards there and then, without the ring, and still completes
+ * later. What the requests do to the bytes is tested by file-driver.c, on disk and on tmpfs.
  */
 #include "image.h"
 
@@ -19,7 +19,7 @@ static int co_open_file(void *arg)
     o->path = path_in(o->folder, "file");
     make_file(o->path, MIB);
     line = xasprintf("driver=file,filename=%s,aio=%s", o->path, o->aio);
-    struct blk_node *node = co_open_line(line, BLK_O_RDWR, NULL);
+    struct blk_node *node = co_open_line(line, BLK_O_RDWR | BLK_O_UNMAP, NULL);
     assert_non_null(node);
     o->front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, NULL);
     assert_non_null(o->front);
@@ -53,18 +53,25 @@ static void request_done(struct blk_request *blk, int result)
 }
 
 /* Returns how many SQEs it took. */
-static uint64_t perform(struct opened *o, enum blk_op op, void *buffer, uint64_t length)
+static uint64_t perform_flags(struct opened *o, enum blk_op op, void *buffer, uint64_t length, unsigned flags)
 {
     struct loop *loop = loop_current();
     uint64_t before = loop_stats(loop)->submitted;
     struct request r = { .iov = { buffer, length }, .submitting = true };
 
-    r.blk = (struct blk_request){ .op = op, .length = length, .iov = &r.iov, .iov_count = 1, .done = request_done };
+    r.blk = (struct blk_request){
+        .op = op, .length = length, .flags = flags, .iov = &r.iov, .iov_count = 1, .done = request_done
+    };
     blk_submit(o->front, &r.blk);
     r.submitting = false;
     while (!r.done)
         loop_step(loop, true);
     return loop_stats(loop)->submitted - before;
+}
+
+static uint64_t perform(struct opened *o, enum blk_op op, void *buffer, uint64_t length)
+{
+    return perform_flags(o, op, buffer, length, 0);
 }
 
 /* `copies`: without the ring, up to 128 KiB. */
@@ -91,13 +98,53 @@ static void check_file(void **state, const char *folder, bool copies)
 
 static void transfers_on_tmpfs_are_copies(void **state) { check_file(state, memory_folder, true); }
 
-static void transfers_on_a_disk_are_not(void **state) { check_file(state, disk_folder, false); }
+static void transfers_on_a_disk_are_not(void **state)
+{
+    SKIP_WITHOUT_DISK();
+    check_file(state, disk_folder, false);
+}
+
+/* Flushes, and short zeroes and discards: no ring, and no kernel thread. */
+static void check_steps(void **state, const char *folder, bool at_once)
+{
+    static const uint64_t lengths[] = { 4 * KIB, 128 * KIB, 132 * KIB };
+    struct opened o = { .folder = folder, .aio = "io_uring" };
+    uint8_t *data = xmalloc(MIB), *back = xmalloc(MIB), *zeroes = xcalloc(1, MIB);
+
+    run_co(state, co_open_file, &o);
+    loop_step(test_loop(state), false);
+    memset(data, 9, MIB);
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        bool quick = at_once && lengths[i] <= 128 * KIB;
+        for (unsigned how = 0; how < 3; how++) {
+            perform(&o, BLK_OP_WRITE, data, MIB);
+            enum blk_op op = how ? BLK_OP_WRITE_ZEROES : BLK_OP_DISCARD;
+            unsigned flags = BLK_REQ_FUA | (how == 2 ? BLK_REQ_MAY_UNMAP : 0);
+            assert_int_equal(perform_flags(&o, op, NULL, lengths[i], flags) == 0, quick);
+            perform(&o, BLK_OP_READ, back, MIB);
+            assert_memory_equal(back, zeroes, lengths[i]);
+            assert_memory_equal(back + lengths[i], data, MIB - lengths[i]);
+        }
+    }
+    assert_int_equal(perform_flags(&o, BLK_OP_WRITE, data, 4 * KIB, BLK_REQ_FUA) == 0, at_once);
+    assert_int_equal(perform(&o, BLK_OP_FLUSH, NULL, 0) == 0, at_once);
+    run_co(state, co_close_file, &o);
+    free(data);
+    free(back);
+    free(zeroes);
+}
+
+static void short_steps_on_tmpfs_are_made_at_once(void **state) { check_steps(state, memory_folder, true); }
+
+static void steps_on_a_disk_are_not(void **state) { check_steps(state, disk_folder, false); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         LOOP_TEST(transfers_on_tmpfs_are_copies),
         LOOP_TEST(transfers_on_a_disk_are_not),
+        LOOP_TEST(short_steps_on_tmpfs_are_made_at_once),
+        LOOP_TEST(steps_on_a_disk_are_not),
     };
     unsetenv("VMM_NO_URING");
     int failed = image_tests_begin() ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -131,12 +131,12 @@ static void last_wins_where_asked(void **state)
 
 static void set_and_take(void **state)
 {
-    struct opts *opts = parse("a=1,file.driver=raw,file.file.filename=x,files=2");
+    struct opts *opts = parse("a=1,file.driver=raw,file.file.filename=x,files=2,filer.x=3");
     opts_set(opts, "a", "2");
     opts_set_bool(opts, "t", true);
     opts_set_number(opts, "n", INT64_MIN);
-    assert_string_equal(dump(opts),
-                        "[a|2][file.driver|raw][file.file.filename|x][files|2][t|on][n|-9223372036854775808]");
+    assert_string_equal(
+        dump(opts), "[a|2][file.driver|raw][file.file.filename|x][files|2][filer.x|3][t|on][n|-9223372036854775808]");
     assert_true(opts_has_prefix(opts, "file"));
     assert_true(opts_has_prefix(opts, "file.file"));
     assert_false(opts_has_prefix(opts, "files"));
@@ -144,8 +144,8 @@ static void set_and_take(void **state)
     struct opts *clone = opts_clone(opts);
     struct opts *file = opts_take_prefix(opts, "file");
     assert_string_equal(dump(file), "[driver|raw][file.filename|x]");
-    assert_string_equal(dump(opts), "[a|2][files|2][t|on][n|-9223372036854775808]");
-    assert_int_equal(opts_count(clone), 6);
+    assert_string_equal(dump(opts), "[a|2][files|2][filer.x|3][t|on][n|-9223372036854775808]");
+    assert_int_equal(opts_count(clone), 7);
     char *value AUTO_FREE = opts_take(opts, "files");
     assert_string_equal(value, "2");
     assert_null(opts_take(opts, "files"));
@@ -182,6 +182,9 @@ static void reads_types_and_defaults(void **state)
     assert_int_equal(opts_string(opts, TABLE, "backing_file", &name, NULL), 0);
     assert_string_equal(name, "untouched");
     assert_string_equal(opts_unused(opts), "extra");
+    struct opts *clone = opts_clone(opts);
+    assert_string_equal(opts_unused(clone), "extra"); /* it knows what was used */
+    opts_free(clone);
     assert_true(opts_del(opts, "extra"));
     assert_null(opts_unused(opts));
     opts_free(opts);
@@ -489,12 +492,53 @@ static void random_json_texts(void **state)
     assert_true(good > 1000); /* or the generator no longer tests anything */
 }
 
+/* ---- a whole table into a struct ---- */
+
+struct wanted {
+    const char *text;
+    uint64_t number, size;
+    bool on;
+    int word;
+};
+
+static void test_a_table_is_read_into_a_struct(void **state)
+{
+    static const char *const words[] = { "one", "two", NULL };
+    static const struct opt_desc table[] = {
+        { .name = "text", .type = OPT_STRING, .at = OPT_AT(struct wanted, text) },
+        { .name = "number", .type = OPT_NUMBER, .def = "7", .at = OPT_AT(struct wanted, number) },
+        { .name = "size", .type = OPT_SIZE, .at = OPT_AT(struct wanted, size) },
+        { .name = "on", .type = OPT_BOOL, .def = "on", .at = OPT_AT(struct wanted, on) },
+        { .name = "word", .type = OPT_ENUM, .values = words, .at = OPT_AT(struct wanted, word) },
+        { .name = "elsewhere", .type = OPT_BOOL },
+        { 0 },
+    };
+    struct wanted wanted = { .size = 99, .word = -1 };
+    struct error *error = NULL;
+    struct opts *opts = opts_new();
+
+    assert_int_equal(opts_parse(opts, "text=abc,word=two,elsewhere=on", NULL, 0, NULL), 0);
+    assert_int_equal(opts_read(opts, table, &wanted, NULL), 0);
+    assert_string_equal(wanted.text, "abc");
+    assert_int_equal(wanted.number, 7); /* its default */
+    assert_int_equal(wanted.size, 99);  /* has none: as it was */
+    assert_true(wanted.on);
+    assert_int_equal(wanted.word, 1);
+    assert_string_equal(opts_unused(opts), "elsewhere");
+    opts_set(opts, "size", "1x");
+    assert_true(opts_read(opts, table, &wanted, &error) < 0);
+    assert_non_null(error);
+    error_free(error);
+    opts_free(opts);
+}
+
 int main(void)
 {
     const char *seed = getenv("OPTS_SEED");
     rng = seed ? strtoull(seed, NULL, 0) : 0x9e3779b97f4a7c15;
     printf("OPTS_SEED=%#llx\n", (unsigned long long)rng);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_table_is_read_into_a_struct),
         cmocka_unit_test(parses_pairs),
         cmocka_unit_test(refuses_bad_pairs),
         cmocka_unit_test(last_wins_where_asked),

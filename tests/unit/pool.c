@@ -23,6 +23,7 @@ static void do_work(struct pool_work *work)
 {
     struct test_work *w = container_of(work, struct test_work, work);
     assert_false(pthread_equal(pthread_self(), w->submitter));
+    assert_true(signals_are_blocked());
     w->worked++;
 }
 

@@ -1,33 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cache-clean-interval: what is not used leaves memory, what is used or not durable stays, and closing waits. */
-#include "image.h"
-#include "memory_node.h"
-#include "qcow2.h"
+#include "qcow2_disk.h"
+#include "state.h"
 
 #define SECOND UINT64_C(1000000000)
 #define CLUSTER 512u
 
 static coroutine_fn struct blk_node *co_open(const char *line)
 {
-    struct opts *opts = opts_new();
-    struct error *error = NULL;
-
-    opts_parse(opts, line, NULL, true, NULL);
-    struct blk_node *node = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE, &error);
-    assert_true(node || !error || !error_text(error));
-    opts_free(opts);
-    return node;
+    return co_open_words(line, BLK_O_RDWR | BLK_O_RESIZE);
 }
 
 static coroutine_fn struct blk_node *co_make_image(void)
 {
     struct blk_node *file = co_open("driver=memory,node-name=mem,size=0");
-    struct opts *opts = opts_new();
-    struct blk_create create = { .options = opts, .size = MIB, .file = file };
 
-    opts_set(opts, "cluster_size", "512");
-    assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
-    opts_free(opts);
+    co_create_qcow2(file, MIB, "512");
     return file;
 }
 

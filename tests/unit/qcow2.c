@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The parts of qcow2 that need no image: header and extensions, refcounts of every width, sets of clusters,
  * compressed clusters. */
-#include "qcow2.h"
+#include "compress.h"
+#include "header.h"
+#include "refcount.h"
 #include "unit.h"
 
 #include <string.h>
@@ -92,7 +94,7 @@ static void a_built_header_parses_to_the_same(void **state)
 
     assert_int_equal(qcow2_header_build(&h, "base.qcow2", "qcow2", out, sizeof(out), NULL), 0);
     assert_int_equal(qcow2_header_parse(out, sizeof(out), &parsed, NULL), 0);
-    assert_int_equal(qcow2_header_validate(&parsed, NULL), 0);
+    assert_int_equal(qcow2_header_validate(&parsed, false, NULL), 0);
     assert_int_equal(qcow2_extensions_parse(&parsed, out, sizeof(out), &ext, NULL), 0);
     assert_memory_equal(&h, &parsed, sizeof(h));
     assert_string_equal(ext.backing_format, "qcow2");
@@ -182,7 +184,7 @@ static void wrong_fields_are_named(void **state)
             store_be64(out + cases[i].at, cases[i].value);
         int ret = qcow2_header_parse(out, sizeof(out), &parsed, &error);
         if (ret == 0)
-            ret = qcow2_header_validate(&parsed, &error);
+            ret = qcow2_header_validate(&parsed, false, &error);
         assert_true(ret < 0);
         assert_string_equal(error_text(error), cases[i].error);
         error_free(error);
@@ -196,10 +198,12 @@ static void place_of_a_compressed_cluster(void **state)
     uint64_t offset, length;
 
     /* 64 KiB clusters: 54 bits of offset, then the number of further sectors. */
-    qcow2_compressed_place(16, QCOW2_COMPRESSED | UINT64_C(3) << 54 | 0x50123, &offset, &length);
+    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(3) << 54 | 0x50123 }, 16, &offset,
+                                 &length);
     assert_int_equal(offset, 0x50123);
     assert_int_equal(length, 4 * 512 - 0x123);
-    qcow2_compressed_place(9, QCOW2_COMPRESSED | UINT64_C(1) << 61 | 0x200, &offset, &length);
+    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(1) << 61 | 0x200 }, 9, &offset,
+                                 &length);
     assert_int_equal(offset, 0x200);
     assert_int_equal(length, 1024);
 }

@@ -5,9 +5,11 @@
  */
 #include "image.h"
 
-static int fake_probe(const uint8_t *data, size_t length)
+#include <block/probe.h>
+
+static int fake_probe(const struct blk_probe *probe)
 {
-    return length >= 8 && memcmp(data, "FAKEFMT!", 8) == 0 ? 100 : 0;
+    return probe->head_length >= 8 && memcmp(probe->head, "FAKEFMT!", 8) == 0 ? 100 : 0;
 }
 
 static coroutine_fn int fake_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
@@ -84,7 +86,8 @@ static int co_size_test(void *arg)
         { ",size=100", 0, "Specified size is not multiple of 512" },
         { ",offset=2M", 0, "Offset (2097152) cannot be greater than size of the containing file (1048576)" },
         { ",offset=1M,size=512", 0,
-          "The sum of offset (1048576) and size (512) has to be smaller or equal to the  actual size of the containing file (1048576)" },
+          "The sum of offset (1048576) and size (512) has to be smaller or equal to the  actual size of the "
+          "containing file (1048576)" },
     };
 
     make_file(path, MIB);

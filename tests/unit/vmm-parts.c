@@ -253,9 +253,146 @@ static void chain_of_full_length(void **state)
     memory_finish(&ring.memory);
 }
 
+/* ---- what can be wrong with a ring ---- */
+
+enum { OUT_AT = 65536, TABLE_AT = 131072, INSIDE = 2 << 20 };
+
+struct mistake {
+    const char *error;
+    uint64_t address;
+    uint32_t length;
+    uint16_t flags, next;
+    struct vring_desc table[2];
+};
+
+static const struct mistake mistakes[] = {
+    { "a descriptor is empty", OUT_AT, 0, 0, 0, { { 0 } } },
+    { "a descriptor points outside memory", INSIDE - 511, 512, 0, 0, { { 0 } } },
+    { "a descriptor points outside memory", INSIDE, 1, 0, 0, { { 0 } } },
+    { "a descriptor points outside memory", UINT64_MAX - 5, 16, 0, 0, { { 0 } } },
+    { "a descriptor's next is beyond its table", OUT_AT, 512, VRING_DESC_F_NEXT, RING_SIZE, { { 0 } } },
+    { "a descriptor's next is beyond its table", OUT_AT, 512, VRING_DESC_F_NEXT, UINT16_MAX, { { 0 } } },
+    { "a chain is longer than the queue, or loops", OUT_AT, 512, VRING_DESC_F_NEXT, 2, { { 0 } } },
+    { "an indirect descriptor has a next one", TABLE_AT, 16, VRING_DESC_F_INDIRECT | VRING_DESC_F_NEXT, 1, { { 0 } } },
+    { "an indirect table's length is not a multiple of 16", TABLE_AT, 0, VRING_DESC_F_INDIRECT, 0, { { 0 } } },
+    { "an indirect table's length is not a multiple of 16",
+      TABLE_AT,
+      24,
+      VRING_DESC_F_INDIRECT,
+      0,
+      { { OUT_AT, 8, 0, 0 } } },
+    { "an indirect table is not in memory", INSIDE - 16, 32, VRING_DESC_F_INDIRECT, 0, { { 0 } } },
+    { "an indirect descriptor is in an indirect table",
+      TABLE_AT,
+      16,
+      VRING_DESC_F_INDIRECT,
+      0,
+      { { TABLE_AT, 16, VRING_DESC_F_INDIRECT, 0 } } },
+    { "a descriptor's next is beyond its table",
+      TABLE_AT,
+      16,
+      VRING_DESC_F_INDIRECT,
+      0,
+      { { OUT_AT, 8, VRING_DESC_F_NEXT, 1 } } },
+    { "a chain is longer than the queue, or loops",
+      TABLE_AT,
+      32,
+      VRING_DESC_F_INDIRECT,
+      0,
+      { { OUT_AT, 8, VRING_DESC_F_NEXT, 1 }, { OUT_AT, 8, VRING_DESC_F_NEXT, 0 } } },
+    { "a readable descriptor follows a writable one",
+      TABLE_AT,
+      32,
+      VRING_DESC_F_INDIRECT,
+      0,
+      { { OUT_AT, 8, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, 1 }, { OUT_AT, 8, 0, 0 } } },
+};
+
+/* Each is refused with its own sentence, so no other check stands in for it. */
+static void malformed_chains_are_told(void **state)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(mistakes); i++) {
+        struct ring ring;
+        struct iovec iov[RING_SIZE];
+        struct virtq_chain chain = { .iov = iov };
+        make_ring(&ring, false);
+        ring.desc[2] = (struct vring_desc){ mistakes[i].address, mistakes[i].length, mistakes[i].flags,
+                                            mistakes[i].next };
+        assert_true(memory_copy_to(&ring.memory, TABLE_AT, mistakes[i].table, sizeof(mistakes[i].table)));
+        assert_int_equal(-EINVAL, virtqueue_read_chain(&ring.vq, 2, &chain));
+        assert_string_equal(mistakes[i].error, ring.vq.error);
+        memory_finish(&ring.memory);
+    }
+    /* Not negotiated, an indirect descriptor is refused whatever it says. */
+    struct ring ring;
+    struct iovec iov[RING_SIZE];
+    struct virtq_chain chain = { .iov = iov };
+    make_ring(&ring, false);
+    ring.vq.indirect = false;
+    ring.desc[0] = (struct vring_desc){ TABLE_AT, 16, VRING_DESC_F_INDIRECT, 0 };
+    assert_int_equal(-EINVAL, virtqueue_read_chain(&ring.vq, 0, &chain));
+    assert_string_equal("an indirect descriptor was not negotiated", ring.vq.error);
+    memory_finish(&ring.memory);
+}
+
+static void malformed_indices_are_told(void **state)
+{
+    struct ring ring;
+    uint16_t head;
+    make_ring(&ring, false);
+    ring.avail->idx = RING_SIZE; /* as many as there can be */
+    assert_int_equal(1, virtqueue_next(&ring.vq, &head));
+    ring.avail->idx = RING_SIZE + 2;
+    assert_int_equal(-EINVAL, virtqueue_next(&ring.vq, &head));
+    assert_string_equal("the available index jumped by more than the queue size", ring.vq.error);
+    memory_finish(&ring.memory);
+    make_ring(&ring, false);
+    ring.avail->idx = 1;
+    ring.avail->ring[0] = RING_SIZE;
+    assert_int_equal(-EINVAL, virtqueue_next(&ring.vq, &head));
+    assert_string_equal("an available entry is beyond the descriptor table", ring.vq.error);
+    memory_finish(&ring.memory);
+}
+
+static void malformed_rings_are_told(void **state)
+{
+    static const struct {
+        const char *error;
+        uint16_t size;
+        uint64_t desc, avail, used;
+    } cases[] = {
+        { "the queue size is not a power of two up to 1024", 0, 0, 4096, 8192 },
+        { "the queue size is not a power of two up to 1024", 12, 0, 4096, 8192 },
+        { "the queue size is not a power of two up to 1024", 2048, 0, 65536, 131072 },
+        { "a ring is not aligned", 8, 8, 4096, 8192 },
+        { "a ring is not aligned", 8, 0, 4097, 8192 },
+        { "a ring is not aligned", 8, 0, 4096, 8194 },
+        { "a ring is not in memory", 8, INSIDE - 8 * 16 + 16, 4096, 8192 },
+        { "a ring is not in memory", 8, 0, INSIDE - 20, 8192 },
+        { "a ring is not in memory", 8, 0, 4096, INSIDE - 68 },
+        { "a ring is not in memory", 8, 0, 4096, UINT64_MAX - 3 },
+    };
+    struct guest_memory memory;
+    struct virtqueue vq;
+    assert_int_equal(0, memory_init(&memory, INSIDE, NULL));
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        assert_int_equal(-EINVAL, virtqueue_init(&vq, &memory, cases[i].size, cases[i].desc, cases[i].avail,
+                                                 cases[i].used, false, true));
+        assert_string_equal(cases[i].error, vq.error);
+    }
+    /* At the very end of memory, each fits. */
+    assert_int_equal(0, virtqueue_init(&vq, &memory, 8, INSIDE - 8 * 16, 4096, 8192, false, true));
+    assert_int_equal(0, virtqueue_init(&vq, &memory, 8, 0, INSIDE - 22, 8192, false, true));
+    assert_int_equal(0, virtqueue_init(&vq, &memory, 8, 0, 4096, INSIDE - 72, false, true));
+    memory_finish(&memory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(malformed_chains_are_told),
+        cmocka_unit_test(malformed_indices_are_told),
+        cmocka_unit_test(malformed_rings_are_told),
         cmocka_unit_test(memory_is_bounded),
         cmocka_unit_test(regions_answer),
         cmocka_unit_test(aml_terms),

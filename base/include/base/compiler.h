@@ -38,3 +38,11 @@ void *xcalloc(size_t count, size_t size) __attribute__((malloc, returns_nonnull)
 void *xrealloc(void *pointer, size_t size) __attribute__((returns_nonnull));
 char *xstrdup(const char *text) __attribute__((malloc, returns_nonnull));
 char *xasprintf(const char *fmt, ...) __attribute__((malloc, returns_nonnull, format(printf, 1, 2)));
+
+/* Two objects of one type change places. Each argument is evaluated more than once. */
+#define SWAP(a, b) \
+    do { \
+        __typeof__(a) swapped_ = (a); \
+        (a) = (b); \
+        (b) = swapped_; \
+    } while (0)

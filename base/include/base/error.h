@@ -2,8 +2,9 @@
 /*
  * Errors: a negative errno for the program, a sentence for the person.
  *
- * A function that a person's input can fail takes a trailing `struct error **errp`, returns a negative errno and fills in
- * the sentence: what failed, on which object, in QEMU's wording where QEMU has one. errp may be NULL (nobody is waiting);
+ * A function that a person's input can fail takes a trailing `struct error **errp`, returns a negative errno and fills
+ * in the sentence: what failed, on which object, in QEMU's wording where QEMU has one. errp may be NULL (nobody is
+ * waiting);
  * *errp must be NULL on entry; the caller that finally handles the error frees it. Never log and return.
  *
  * A hint says what to do about it. It is printed as a line of its own, `hint: …`, and left out where the program was
@@ -27,6 +28,9 @@ int error_set_errno(struct error **errp, int err, const char *fmt, ...) __attrib
 
 /* Puts text in front of the sentence ("Could not open 'x': "). No effect where errp or *errp is NULL. */
 void error_prepend(struct error **errp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* The same for what each level of a chain says: not if the sentence begins with it already. */
+void error_prepend_once(struct error **errp, const char *text);
 
 /* Adds what to do about it. The last hint wins. No effect where errp or *errp is NULL. */
 void error_hint(struct error **errp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

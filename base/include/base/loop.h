@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Event loop: one thread, one io_uring, one io_uring_enter an iteration that both submits what was queued and waits; where
- * much is queued, some of it goes out early. Carries file I/O (struct loop_io), fd readiness, timers, work for later in
- * the same iteration, and posts from other threads. What a user calls an `iothread` is a loop.
+ * Event loop: one thread, one io_uring, one io_uring_enter an iteration that both submits what was queued and waits;
+ * where much is queued, some of it goes out early. Carries file I/O (struct loop_io), fd readiness, timers, work for
+ * later in the same iteration, and posts from other threads. What a user calls an `iothread` is a loop.
  *
  * Where the kernel refuses io_uring the loop runs on poll(2): loop_ring() is NULL, and drivers use the worker pool.
  *
@@ -23,7 +23,6 @@
 struct io_uring;
 struct io_uring_sqe;
 struct loop;
-struct epoch_loop;
 
 /* ---- life ---- */
 
@@ -137,12 +136,12 @@ struct loop_timer {
     struct loop *loop;
 };
 uint64_t loop_now_ns(void); /* any thread */
+/* The same clock, read once since the loop last waited: for accounting, where what an iteration takes does not
+ * matter. */
+uint64_t loop_coarse_ns(struct loop *loop);
 /* Arms, or re-arms, for an absolute deadline. fn is called once. */
 void loop_timer_arm(struct loop *loop, struct loop_timer *timer, uint64_t deadline_ns);
 void loop_timer_disarm(struct loop_timer *timer); /* harmless when not armed */
-
-/* For base/epoch.h: this loop's record. */
-struct epoch_loop *loop_epoch(struct loop *loop);
 
 /* Counters, read by tests and by --trace; plain numbers of this loop's thread. */
 struct loop_stats {

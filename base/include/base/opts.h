@@ -15,6 +15,7 @@
 #include <base/error.h>
 #include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -38,7 +39,12 @@ struct opt_desc {
     const char *const *values; /* OPT_ENUM: NULL-terminated */
     char default_suffix;       /* OPT_SIZE: 'B' where 0 */
     unsigned flags;            /* OPT_CONTENT… */
+    size_t at;                 /* OPT_AT(): where opts_read() puts it; 0: nowhere */
 };
+
+/* A member of the struct that opts_read() fills in: const char * for OPT_STRING, bool, uint64_t for OPT_NUMBER and
+ * OPT_SIZE, int for OPT_ENUM. */
+#define OPT_AT(type, member) (offsetof(type, member) + 1)
 
 struct opts;
 
@@ -72,6 +78,11 @@ size_t opts_count(const struct opts *opts);
 /* Calls fn for each pair in order, value as text. */
 void opts_each(const struct opts *opts, void (*fn)(const char *key, const char *value, void *arg), void *arg);
 
+/* The key of the pair at `index` in the order of the set; NULL past the last. */
+const char *opts_key(const struct opts *opts, size_t index);
+/* Sets `key` to what it is in `from`, where it must be: the value, of the type that it came as. */
+void opts_copy(struct opts *opts, const struct opts *from, const char *key);
+
 /* Moves all keys "prefix.xyz" into a new set as "xyz". Never NULL, maybe empty. */
 struct opts *opts_take_prefix(struct opts *opts, const char *prefix);
 /* Takes one key's value as text out of the set; NULL where absent. The caller frees it. */
@@ -79,15 +90,19 @@ char *opts_take(struct opts *opts, const char *key);
 
 /*
  * Typed reading through a table: marks the key consumed, uses the table's default where the key is absent, and refuses
- * a bad value with QEMU's words ("Parameter 'size' expects a non-negative number below 2^64" and so on), naming the key.
- * Return 1 where the key was given, 0 where it was absent (*out is then the default, or untouched where there is none),
- * negative errno and *errp otherwise. The key must be in the table (asserted).
+ * a bad value with QEMU's words ("Parameter 'size' expects a non-negative number below 2^64" and so on), naming the
+ * key. Return 1 where the key was given, 0 where it was absent (*out is then the default, or untouched where there is
+ * none), negative errno and *errp otherwise. The key must be in the table (asserted).
  */
 int opts_string(struct opts *opts, const struct opt_desc *table, const char *key, const char **out,
                 struct error **errp);
 int opts_bool(struct opts *opts, const struct opt_desc *table, const char *key, bool *out, struct error **errp);
 int opts_number(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);
 int opts_size(struct opts *opts, const struct opt_desc *table, const char *key, uint64_t *out, struct error **errp);
+/* Reads every option of the table that has a place (OPT_AT) into *into, as the functions above do; what is absent and
+ * has no default leaves its place as it was. Strings are valid while the set does not change. 0, or -errno of the first
+ * that is bad. */
+int opts_read(struct opts *opts, const struct opt_desc *table, void *into, struct error **errp);
 /* *out is the index into the table's values. */
 int opts_enum(struct opts *opts, const struct opt_desc *table, const char *key, int *out, struct error **errp);
 
@@ -96,6 +111,7 @@ int opts_validate(const struct opts *opts, const struct opt_desc *table, struct 
 /* The first key that nobody consumed, or NULL. */
 const char *opts_unused(const struct opts *opts);
 
-/* The table as people read it, in the layout of `qemu-img create -f FMT -o help`: "  name=<type>  - help (default: x)". */
+/* The table as people read it, in the layout of `qemu-img create -f FMT -o help`: "  name=<type>  - help (default:
+ * x)". */
 void opts_print_help(const struct opt_desc *table, FILE *out);
 const struct opt_desc *opts_find(const struct opt_desc *table, const char *name);

@@ -2,7 +2,8 @@
 /*
  * Locks that coroutines wait for without blocking their loop. All of them work across loops (threads), are fair (first
  * come, first served), and never allocate: a waiter is a struct on the waiting coroutine's stack. A lock is released by
- * the coroutine that took it, though maybe after yields. Zero-initialised memory is NOT enough: use the _init functions.
+ * the coroutine that took it, though maybe after yields. Zero-initialised memory is NOT enough: use the _init
+ * functions.
  */
 #pragma once
 

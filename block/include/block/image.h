@@ -5,22 +5,25 @@
 #include <block/node.h>
 
 /*
- * Opens a node. `filename` may be a plain path, `prefix:…` of a protocol, `json:{…}`, or NULL where opts say it all. opts (may be
- * NULL; stays the caller's, is not changed) are flat: driver, node-name, file.…, backing.…, cache.direct, cache.no-flush,
- * read-only, auto-read-only, discard, detect-zeroes, force-share, and the driver's own. Without `driver` the format is
- * probed. Returns a node with one reference, or NULL.
+ * Opens a node. `filename` may be a plain path, `prefix:…` of a protocol, `json:{…}`, or NULL where opts say it all.
+ * opts (may be NULL; stays the caller's, is not changed) are flat: driver, node-name, file.…, backing.…, cache.direct,
+ * cache.no-flush, read-only, auto-read-only, discard, detect-zeroes, force-share, and the driver's own. Without
+ * `driver` the format is probed. Returns a node with one reference, or NULL.
  */
 coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags,
                                           struct error **errp);
 /* An open node by its node-name, or NULL; adds no reference. */
 struct blk_node *blk_node_find(const char *name);
 struct blk_node *blk_node_ref(struct blk_node *node);
-/* Drops a reference; the last one drains, closes (children too) and frees. Returns the first error of closing (a write-back that
- * failed), 0 otherwise. Takes NULL. */
+/* Drops a reference; the last one drains, closes (children too) and frees. Returns the first error of closing (a
+ * write-back that failed), 0 otherwise. Takes NULL. */
 coroutine_fn int blk_co_node_unref(struct blk_node *node);
+/* Every request in flight on a server below ends soon, with -ECANCELED, whoever sent it; `for_good`: those to come too,
+ * so that the node can be closed though a server hangs, at the price of what had to be written back. Main loop. */
+void blk_node_cancel(struct blk_node *node, bool for_good);
 
-/* "none", "off", "writeback", "writethrough", "directsync", "unsafe" → BLK_O_* bits and whether the device shows a write
- * cache; -EINVAL for other words. */
+/* "none", "off", "writeback", "writethrough", "directsync", "unsafe" → BLK_O_* bits and whether the device shows a
+ * write cache; -EINVAL for other words. */
 int blk_cache_mode_parse(const char *mode, unsigned *flags, bool *write_cache);
 
 /* Keys common to all nodes, for --help and the manual. */
@@ -32,22 +35,26 @@ struct blk_create {
     const char *filename;
     const struct opts *options; /* all of -o, plus size, backing_file, backing_fmt */
     uint64_t size;
-    /* For formats: blk_co_create() has made and opened the protocol file; write to it. NULL in a protocol's co_create. */
+    /* For formats: blk_co_create() has made and opened the protocol file; write to it. NULL in a protocol's
+     * co_create. */
     struct blk_node *file;
 };
-/* Creates `filename` in a format: the file through its protocol, then the layout. Checks every option against the driver's table and the
- * protocol's. On failure no half-made file is left where there was none. */
+/* Creates `filename` in a format: the file through its protocol, then the layout. Checks every option against the
+ * driver's table and the protocol's. On failure no half-made file is left where there was none. */
 coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
                                struct error **errp);
 
 /* ---- names ---- */
 
-/* Full name of `name` as seen from the image `base` (a relative path is relative to the folder of base). Caller frees. */
+/* Full name of `name` as seen from the image `base` (a relative path is relative to the folder of base). Caller
+ * frees. */
 char *blk_path_combine(const char *base, const char *name);
 bool blk_path_has_protocol(const char *name);
+/* The path as a name that is not taken for one with a protocol: "./vm:1" for the file "vm:1". Caller frees. */
+char *blk_path_as_file(const char *path);
 /* The protocol driver for a plain path or `prefix:…`; NULL and *errp where there is none. Any thread. */
 const struct blk_driver *blk_protocol_for(const char *filename, struct error **errp);
-/* Finds the driver whose format fits the content; "raw" at the least. */
+/* Finds the driver whose format fits the content; "raw" if none does. -ENOTSUP for a format that has no driver. */
 coroutine_fn int blk_co_probe(struct blk_node *file, const struct blk_driver **out, struct error **errp);
 
 /* ---- describe and check ---- */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Cutting, filling and emptying scattered buffers. The caller vouches that they hold what is asked for: skip + length bytes.
- * Inline, any thread.
+ * Cutting, filling and emptying scattered buffers. The caller vouches that they hold what is asked for: skip + length
+ * bytes. Inline, any thread.
  */
 #pragma once
 
@@ -11,7 +11,8 @@
 #include <string.h>
 #include <sys/uio.h>
 
-/* The part [skip, skip + length) of iov as entries of its own in out (room for `room`). Returns how many, -1: too many. */
+/* The part [skip, skip + length) of iov as entries of its own in out (room for `room`). Returns how many, -1: too
+ * many. */
 static inline int iov_slice(const struct iovec *iov, int iov_count, uint64_t skip, uint64_t length, struct iovec *out,
                             int room)
 {

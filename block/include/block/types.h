@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Words that every user of the block layer shares: operations, flags, extents, limits. Offsets and lengths are in bytes. */
+/* Words that every user of the block layer shares: operations, flags, extents, limits. Offsets and lengths are in
+ * bytes. */
 #pragma once
 
 #include <stdbool.h>
@@ -13,6 +14,12 @@ enum blk_req_flags {
     BLK_REQ_MAY_UNMAP = 1u << 1,   /* write zeroes: may give the space back to the host */
     BLK_REQ_NO_FALLBACK = 1u << 2, /* write zeroes: -ENOTSUP where it would mean writing buffers of zeroes */
     BLK_REQ_REGISTERED = 1u << 3,  /* internal */
+    /* writes: only where the node has nothing itself and its backing shows through; the rest is left out. A
+     * write of others that comes meanwhile stays (copy on read, stream) */
+    BLK_REQ_ABSENT_ONLY = 1u << 4,
+    /* writes: of whole clusters (the disk's last may be cut), compressed. -EINVAL: they are not whole. -EIO: the image
+     * has data there. -ENOTSUP: the format, or a filter, cannot */
+    BLK_REQ_COMPRESSED = 1u << 5,
 };
 
 /* How an image is opened. */
@@ -34,6 +41,7 @@ enum blk_open_flags {
     BLK_O_DETECT_ZEROES = 1u << 14, /* detect-zeroes=on: writes of zeroes become write-zeroes */
     BLK_O_DETECT_UNMAP = 3u << 14,  /* detect-zeroes=unmap: and may give the space back */
     BLK_O_DETECT_MASK = 3u << 14,
+    BLK_O_NO_PROBE = 1u << 16, /* internal: below a disk that is written; its format has to be named */
 };
 
 /* What `map` found at a place. */
@@ -76,8 +84,8 @@ struct blk_limits {
     uint32_t logical_block, physical_block, min_io, opt_io; /* host topology, 0 unknown */
 };
 
-/* What a parent does with a node, and what it lets others do meanwhile (as QEMU's permissions; block/perm.h has the lock
- * bytes). Bit numbers are those of the lock bytes. */
+/* What a parent does with a node, and what it lets others do meanwhile (as QEMU's permissions; block/perm.h has the
+ * lock bytes). Bit numbers are those of the lock bytes. */
 enum blk_perm {
     BLK_PERM_CONSISTENT_READ = 1u << 0,
     BLK_PERM_WRITE = 1u << 1,

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Many pieces of work that wait, a few at a time. */
+#pragma once
+
+#include <base/compiler.h>
+#include <stddef.h>
+
+/* Calls co_one(arg, index) for each index below `count`, at most `workers` at a time, all on the caller's loop. After
+ * the first error no more are begun; returns it when the last has ended. */
+coroutine_fn int co_crew(size_t count, unsigned workers, coroutine_fn int (*co_one)(void *arg, size_t index),
+                         void *arg);

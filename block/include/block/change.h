@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Changes of a graph while requests run. Each drains what it changes, and either happens or leaves all as it was:
+ * links, permissions and locks on the host, options. Requests of front ends wait meanwhile and then go the new way.
+ * docs/architecture.md, section 4, has the order of steps. Main loop; one at a time: others wait for their turn.
+ */
+#pragma once
+
+#include <block/node.h>
+
+/* All parents of `from` get `to` instead, except those that are `to` itself or below it. `from` must have a reference
+ * of the caller's, who drops it when he does not need the node any more. A parent that is a node does not get a smaller
+ * child. 0, or -errno and *errp. */
+coroutine_fn int blk_co_replace(struct blk_node *from, struct blk_node *to, struct error **errp);
+
+/* Opens a filter on `below` (opts: driver, node-name and its own; its child is set here) and puts it between the node
+ * and all its parents. Returns the filter with a reference of the caller's, or NULL and *errp. */
+coroutine_fn struct blk_node *blk_co_insert_filter(struct blk_node *below, const struct opts *opts,
+                                                   struct error **errp);
+/* The parents of the filter get its child. The caller's reference is usually the last one then. */
+coroutine_fn int blk_co_remove_filter(struct blk_node *filter, struct error **errp);
+
+/* What shows through a format node where it has nothing itself is another node from now on, or (NULL) nothing. The
+ * image's own word about its backing file stays as it is. */
+coroutine_fn int blk_co_set_backing(struct blk_node *node, struct blk_node *backing, struct error **errp);
+
+struct blk_reopen {
+    struct blk_node *node;
+    unsigned set, clear; /* BLK_O_* that the caller decides: RDWR, the cache mode */
+    /* Given anew, or NULL; what is not here stays as it was. "backing": a node's name, or null. */
+    const struct opts *opts;
+};
+/* Opens a set of open nodes anew, all or none: read-only and read-write, cache mode, and every option that its table
+ * marks OPT_REOPEN. Children that were opened by a node of the set follow it, as when they were opened. */
+coroutine_fn int blk_co_reopen(const struct blk_reopen *items, size_t count, struct error **errp);

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2: writing compressed clusters. Where their bytes lie, who shares a host cluster, what is refused, and that bytes
+ * are never given to two, whatever is freed meanwhile.
+ */
+#include "qcow2_disk.h"
+#include "state.h"
+
+#include <base/testpoint.h>
+
+#define CLUSTER 4096u
+#define DISCARDS (1u << BLK_OP_DISCARD)
+#define WRITES (1u << BLK_OP_WRITE)
+
+struct disk {
+    struct blk_node *file, *node;
+};
+
+static coroutine_fn void co_disk_open(struct disk *d)
+{
+    d->node = co_open_words("driver=qcow2,file=mem", BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
+}
+
+static coroutine_fn void co_disk_begin(struct disk *d, uint64_t size, const char *refcount_bits)
+{
+    struct opts *opts = opts_new();
+
+    d->file = co_open_words("driver=memory,node-name=mem,size=0", BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
+    struct blk_create create = { .options = opts, .size = size, .file = d->file };
+    opts_set(opts, "cluster_size", "4096");
+    opts_set(opts, "refcount_bits", refcount_bits);
+    assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
+    opts_free(opts);
+    co_disk_open(d);
+}
+
+static coroutine_fn void co_disk_end(struct disk *d)
+{
+    assert_int_equal(blk_co_node_unref(d->node), 0);
+    co_assert_clean();
+    assert_int_equal(blk_co_node_unref(d->file), 0);
+    testpoint_reset();
+}
+
+static struct qcow2 *state_of(const struct disk *d) { return d->node->state; }
+
+/* Half of it is noise, so that it does not become smaller than half a cluster. */
+static void fill(uint8_t *data, uint8_t value)
+{
+    uint32_t noise = value * 2654435761u + 1;
+
+    memset(data, value, CLUSTER);
+    for (unsigned i = 0; i < CLUSTER / 2; i++) {
+        noise = noise * 1664525u + 1013904223u;
+        data[i] = (uint8_t)(noise >> 24);
+    }
+}
+
+static coroutine_fn int co_put(struct disk *d, unsigned number, uint8_t value)
+{
+    uint8_t data[CLUSTER];
+
+    fill(data, value);
+    return blk_co_write(d->node, (uint64_t)number * CLUSTER, data, CLUSTER, BLK_REQ_COMPRESSED);
+}
+
+/* A few bytes of host space. */
+static coroutine_fn int co_put_small(struct disk *d, unsigned number, uint8_t value)
+{
+    uint8_t data[CLUSTER];
+
+    memset(data, value, CLUSTER);
+    return blk_co_write(d->node, (uint64_t)number * CLUSTER, data, CLUSTER, BLK_REQ_COMPRESSED);
+}
+
+static coroutine_fn void co_expect(struct disk *d, unsigned number, const uint8_t *expected)
+{
+    uint8_t data[CLUSTER];
+
+    assert_int_equal(blk_co_read(d->node, (uint64_t)number * CLUSTER, data, CLUSTER), 0);
+    assert_memory_equal(data, expected, CLUSTER);
+}
+
+static coroutine_fn void co_expect_noise(struct disk *d, unsigned number, uint8_t value)
+{
+    uint8_t expected[CLUSTER];
+
+    fill(expected, value);
+    co_expect(d, number, expected);
+}
+
+static coroutine_fn void co_expect_all(struct disk *d, unsigned number, uint8_t value)
+{
+    uint8_t expected[CLUSTER];
+
+    memset(expected, value, CLUSTER);
+    co_expect(d, number, expected);
+}
+
+static uint64_t host_clusters(const struct disk *d) { return div_round_up(blk_node_size(d->file), CLUSTER); }
+
+/* One behind the other, also across the end of a host cluster if the next is free; the file ends with a sector. */
+TEST_CO(clusters_share_host_clusters)
+{
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    uint64_t before = host_clusters(&d);
+    for (unsigned i = 0; i < 24; i++) {
+        assert_int_equal(co_put(&d, i, (uint8_t)(i + 1)), 0);
+        assert_int_equal(blk_node_size(d.file) % BLK_SECTOR_SIZE, 0);
+    }
+    assert_int_equal(blk_co_flush(d.node), 0);
+    assert_true(host_clusters(&d) - before <= 1 + 16); /* the L2 table; 24 times somewhat more than a half */
+    for (unsigned i = 0; i < 24; i++)
+        co_expect_noise(&d, i, (uint8_t)(i + 1));
+    assert_int_equal(blk_co_node_unref(d.node), 0);
+    co_assert_clean();
+    co_disk_open(&d);
+    for (unsigned i = 0; i < 24; i++)
+        co_expect_noise(&d, i, (uint8_t)(i + 1));
+    co_disk_end(&d);
+    return 0;
+}
+
+/* A refcount that can go no higher ends it. */
+TEST_CO(narrow_refcounts_are_kept_to)
+{
+    static const struct {
+        const char *bits;
+        unsigned max;
+    } widths[] = { { "1", 1 }, { "2", 3 }, { "4", 15 } };
+
+    for (size_t w = 0; w < ARRAY_SIZE(widths); w++) {
+        struct disk d;
+        co_disk_begin(&d, MIB, widths[w].bits);
+        uint64_t before = host_clusters(&d);
+        for (unsigned i = 0; i < 30; i++)
+            assert_int_equal(co_put_small(&d, i, (uint8_t)(i + 1)), 0);
+        assert_int_equal(host_clusters(&d) - before, 1 + 30 / widths[w].max + (30 % widths[w].max > 0));
+        for (unsigned i = 0; i < 30; i++)
+            co_expect_all(&d, i, (uint8_t)(i + 1));
+        co_disk_end(&d);
+    }
+    return 0;
+}
+
+TEST_CO(what_is_no_compressed_write)
+{
+    static uint8_t data[2 * CLUSTER];
+    struct disk d;
+
+    co_disk_begin(&d, MIB + 512, "16");
+    assert_int_equal(blk_co_write(d.node, 512, data, CLUSTER, BLK_REQ_COMPRESSED), -EINVAL);
+    assert_int_equal(blk_co_write(d.node, 0, data, CLUSTER + 512, BLK_REQ_COMPRESSED), -EINVAL);
+    assert_int_equal(blk_co_write(d.file, 0, data, CLUSTER, BLK_REQ_COMPRESSED), -ENOTSUP);
+    /* There are data: compressed or not, at the place itself or a part of it. */
+    assert_int_equal(co_put(&d, 0, 1), 0);
+    assert_int_equal(co_put(&d, 0, 2), -EIO);
+    co_expect_noise(&d, 0, 1);
+    assert_int_equal(blk_co_write(d.node, CLUSTER + 1024, data, 512, 0), 0);
+    assert_int_equal(co_put(&d, 1, 2), -EIO);
+    assert_int_equal(co_put(&d, 1, 2), -EIO);
+    co_expect_all(&d, 1, 0);
+    /* Zeroes are none, and the disk's end may cut the last. */
+    assert_int_equal(blk_co_write_zeroes(d.node, CLUSTER, CLUSTER, 0), 0);
+    assert_int_equal(co_put(&d, 1, 2), 0);
+    co_expect_noise(&d, 1, 2);
+    memset(data, 7, sizeof(data));
+    assert_int_equal(blk_co_write(d.node, MIB, data, 512, BLK_REQ_COMPRESSED), 0);
+    uint8_t end[512];
+    assert_int_equal(blk_co_read(d.node, MIB, end, 512), 0);
+    assert_memory_equal(end, data, 512);
+    co_disk_end(&d);
+    return 0;
+}
+
+/* A front end passes it on, and looks for no mapping first: an allocated cluster would have one. */
+TEST_CO(front_ends_pass_it_on)
+{
+    struct disk d;
+    uint8_t data[CLUSTER];
+
+    co_disk_begin(&d, MIB, "16");
+    struct blk_front *front = blk_front_new("test", d.node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            NULL);
+    assert_non_null(front);
+    memset(data, 3, sizeof(data));
+    assert_int_equal(blk_front_co_write(front, 0, data, CLUSTER, 0), 0);
+    assert_int_equal(blk_front_co_write(front, 0, data, CLUSTER, BLK_REQ_COMPRESSED), -EIO);
+    assert_int_equal(blk_front_co_write(front, CLUSTER, data, CLUSTER, BLK_REQ_COMPRESSED), 0);
+    assert_true(state_of(&d)->free_bytes != 0);
+    co_expect_all(&d, 1, 3);
+    assert_int_equal(blk_co_front_free(front), 0);
+    co_disk_end(&d);
+    return 0;
+}
+
+/* All that a host cluster had is discarded, and somebody else gets it: no compressed cluster goes there any more. */
+TEST_CO(a_freed_host_cluster_gets_no_more)
+{
+    uint8_t data[CLUSTER];
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    state_of(&d)->discard_to_host = false;
+    assert_int_equal(co_put_small(&d, 0, 1), 0);
+    assert_int_equal(blk_co_discard(d.node, 0, CLUSTER), 0);
+    assert_int_equal(blk_co_flush(d.node), 0);
+    memset(data, 9, sizeof(data));
+    for (unsigned i = 1; i < 4; i++)
+        assert_int_equal(blk_co_write(d.node, i * CLUSTER, data, CLUSTER, 0), 0);
+    assert_int_equal(co_put_small(&d, 4, 2), 0);
+    for (unsigned i = 1; i < 4; i++)
+        co_expect_all(&d, i, 9);
+    co_expect_all(&d, 4, 2);
+    co_disk_end(&d);
+    return 0;
+}
+
+/* The same while the host is being given it back: what is written then must not go with it. */
+TEST_CO(a_host_cluster_that_is_given_back_gets_no_more)
+{
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    assert_int_equal(co_put_small(&d, 0, 1), 0);
+    assert_int_equal(blk_co_discard(d.node, 0, CLUSTER), 0);
+    memory_node_hold(d.file, DISCARDS, 0, MIB);
+    assert_int_equal(blk_co_flush(d.node), 0);
+    memory_node_co_wait_held(d.file, 1);
+    assert_int_equal(co_put_small(&d, 1, 2), 0);
+    memory_node_release(d.file);
+    assert_int_equal(blk_co_flush(d.node), 0);
+    assert_int_equal(blk_co_node_unref(d.node), 0);
+    co_disk_open(&d);
+    co_expect_all(&d, 1, 2);
+    co_disk_end(&d);
+    return 0;
+}
+
+/* One of several goes: the others stay, the host cluster too. */
+TEST_CO(discarding_one_leaves_the_others)
+{
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    for (unsigned i = 0; i < 5; i++)
+        assert_int_equal(co_put_small(&d, i, (uint8_t)(i + 1)), 0);
+    for (unsigned i = 0; i < 5; i += 2)
+        assert_int_equal(blk_co_discard(d.node, i * CLUSTER, CLUSTER), 0);
+    assert_int_equal(blk_co_flush(d.node), 0);
+    assert_int_equal(co_put_small(&d, 0, 9), 0);
+    co_expect_all(&d, 0, 9);
+    co_expect_all(&d, 1, 2);
+    co_expect_all(&d, 2, 0);
+    co_expect_all(&d, 3, 4);
+    co_disk_end(&d);
+    return 0;
+}
+
+struct writer {
+    struct disk *d;
+    unsigned number;
+    int ret;
+    bool done;
+};
+
+static coroutine_fn void co_writer(void *arg)
+{
+    struct writer *w = arg;
+
+    w->ret = co_put(w->d, w->number, (uint8_t)(w->number + 1));
+    w->done = true;
+}
+
+/* Who makes the file longer writes zeroes over the rest of a sector: nobody gets bytes there before that is done. */
+TEST_CO(the_longer_file_overwrites_nobody)
+{
+    struct writer w[6];
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    assert_int_equal(co_put_small(&d, 20, 1), 0); /* begins a host cluster */
+    memory_node_hold(d.file, WRITES | 1u << BLK_OP_WRITE_ZEROES, 0, MIB);
+    for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
+        w[i] = (struct writer){ .d = &d, .number = i };
+        co_start(co_writer, &w[i]);
+    }
+    memory_node_co_wait_held(d.file, 1);
+    co_sleep_ns(2000000);
+    memory_node_release(d.file);
+    for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
+        while (!w[i].done)
+            co_sleep_ns(100000);
+        assert_int_equal(w[i].ret, 0);
+        co_expect_noise(&d, i, (uint8_t)(i + 1));
+    }
+    co_disk_end(&d);
+    return 0;
+}
+
+/* What cannot be written gives its bytes back, and no more than its own. */
+TEST_CO(a_failed_write_gives_back_its_own)
+{
+    struct disk d;
+
+    co_disk_begin(&d, MIB, "16");
+    assert_int_equal(co_put_small(&d, 0, 1), 0);
+    unsigned fail_at = 0;
+    int ret;
+    do {
+        memory_node_fail(d.file, (struct memory_faults){ .fail_at = ++fail_at, .with = -EIO });
+        ret = co_put(&d, 1, 2);
+        memory_node_fail(d.file, (struct memory_faults){ 0 });
+        assert_true(ret == 0 || ret == -EIO);
+    } while (ret < 0);
+    assert_int_equal(fail_at, 3); /* the file's end, and the bytes themselves */
+    co_expect_noise(&d, 1, 2);
+    co_expect_all(&d, 0, 1);
+    co_disk_end(&d);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        LOOP_TEST(clusters_share_host_clusters),      LOOP_TEST(narrow_refcounts_are_kept_to),
+        LOOP_TEST(what_is_no_compressed_write),       LOOP_TEST(front_ends_pass_it_on),
+        LOOP_TEST(a_freed_host_cluster_gets_no_more), LOOP_TEST(a_host_cluster_that_is_given_back_gets_no_more),
+        LOOP_TEST(discarding_one_leaves_the_others),  LOOP_TEST(the_longer_file_overwrites_nobody),
+        LOOP_TEST(a_failed_write_gives_back_its_own),
+    };
+
+    setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
