@@ -47,6 +47,34 @@ each_line()
     done
 }
 
+# hold PROGRAM ARG...: an `io` in the background, $holder, that has its image open until release.
+hold()
+{
+    [[ -p hold.input ]] || mkfifo hold.input
+    : >hold.log # the shell that opens it for the program does so later: what the last one said must not be there until then
+    "$@" <hold.input >>hold.log 2>&1 &
+    holder=$!
+    exec 9>hold.input
+    held length
+}
+# held LINES: it has done these commands.
+held()
+{
+    local before
+    before=$(held_lengths)
+    printf '%s\nlength\n' "$1" >&9
+    until (($(held_lengths) > before)); do
+        kill -0 $holder 2>/dev/null || fail "io has ended: $(<hold.log)"
+        sleep 0.02
+    done
+}
+held_lengths() { grep -cE '[0-9] [KMGT]iB$' hold.log || true; }
+release()
+{
+    exec 9>&-
+    wait $holder
+}
+
 # map_of FILE: where data, zeroes and holes are, one extent a line. Inside what a layer stores, holes of the host's file
 # do not count: whether a cluster's unwritten rest is one is up to the writer.
 map_of()
