@@ -55,14 +55,14 @@ hold()
     "$@" <hold.input >>hold.log 2>&1 &
     holder=$!
     exec 9>hold.input
-    held length
+    held
 }
-# held LINES: it has done these commands.
+# held COMMAND...: it has done these.
 held()
 {
     local before
     before=$(held_lengths)
-    printf '%s\nlength\n' "$1" >&9
+    printf '%s\n' "$@" length >&9
     until (($(held_lengths) > before)); do
         kill -0 $holder 2>/dev/null || fail "io has ended: $(<hold.log)"
         sleep 0.02
