@@ -55,20 +55,26 @@ hold()
     "$@" <hold.input >>hold.log 2>&1 &
     holder=$!
     exec 9>hold.input
-    held
+    hold_wait 0
 }
-# held COMMAND...: it has done these.
+# held COMMAND...: it has done these. One by one: of lines that come together qemu-io does the first, and waits for more.
 held()
 {
-    local before
-    before=$(held_lengths)
-    printf '%s\n' "$@" length >&9
-    until (($(held_lengths) > before)); do
+    local command before
+    for command; do
+        before=$(hold_prompts)
+        printf '%s\n' "$command" >&9
+        hold_wait "$before"
+    done
+}
+hold_wait()
+{
+    until (($(hold_prompts) > $1)); do
         kill -0 $holder 2>/dev/null || fail "io has ended: $(<hold.log)"
         sleep 0.02
     done
 }
-held_lengths() { grep -cE '[0-9] [KMGT]iB$' hold.log || true; }
+hold_prompts() { { grep -o '> ' hold.log || true; } | wc -l; }
 release()
 {
     exec 9>&-
