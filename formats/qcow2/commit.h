@@ -11,7 +11,8 @@
  *      named before it in the table.
  * W5   The removal of an entry is durable before what it referred to goes on towards being free.
  * W6   A refcount goes down only when every request that could have mapped the cluster has ended. Only a cluster whose
- *      refcount is zero is allocated.
+ *      refcount is zero is allocated. Likewise a zero cluster that has kept its place is written to only when every
+ *      request that could have mapped it as data has ended.
  * W7   A flush is acknowledged by a commit that started after it came, and succeeded. What a failed commit could not
  *      write is dirty again.
  * W8   After a write of the header that failed, the header is written first: nothing is acknowledged under one header

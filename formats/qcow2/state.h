@@ -227,6 +227,7 @@ struct qcow2 {
     /* freeing (dirty.c, free.c) */
     struct qcow2_freed freed;
     struct list limbo;
+    uint64_t zeroed_epoch; /* retired when a cluster in use last became a zero cluster that keeps its place */
     bool reaping;
     uint64_t freeing;            /* clusters in `freed`, in a running commit and in limbo */
     struct qcow2_freed to_punch; /* the host gets them back first; then their last reference goes */

@@ -39,6 +39,7 @@ struct piece {
     enum how how;
     uint64_t offset, length;                    /* guest */
     uint64_t host;                              /* of the first cluster's start */
+    uint64_t zeroed_epoch;                      /* FILL: waits until it has passed */
     bool fresh;                                 /* host clusters that were never written */
     struct qcow2_entry first_entry, last_entry; /* as they were: for copy on write */
     struct qcow2_inflight inflight;
@@ -137,6 +138,7 @@ static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t lengt
         p->inflight.exclusive = p->how != IN_PLACE;
     } while (!qcow2_co_inflight_begin(s, &p->inflight));
     shorten(s, slice, p, (p->inflight.last + 1) << s->cluster_bits);
+    p->zeroed_epoch = s->zeroed_epoch;
     int ret = co_get_clusters(s, slice, p);
     if (ret < 0)
         qcow2_inflight_end(s, &p->inflight);
@@ -296,6 +298,9 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
         return ret;
     co_mutex_unlock(&s->lock);
     int count = iov_slice(iov, iov_count, skip, p.length, scratch + 1, iov_count);
+    /* A mapped write from before the cluster was zeroed would land among our zeroes (W6). */
+    if (p.how == FILL && !blk_epoch_passed(s->node, p.zeroed_epoch))
+        blk_co_epoch_wait(s->node, p.zeroed_epoch);
     if (p.how == IN_PLACE)
         ret = blk_co_writev(qcow2_data_file(s), p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
     else

@@ -98,6 +98,8 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
 
 static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
 {
+    bool kept = false;
+
     for (uint32_t i = 0; i < r->count; i++) {
         struct qcow2_entry old = qcow2_slice_entry(slice, r->first + i);
         bool release;
@@ -105,11 +107,14 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
         if (qcow2_entry_equal(new, old))
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
+        kept = kept || qcow2_entry_kind(new) == QCOW2_ZERO_ALLOCATED;
         if (release)
             qcow2_free_entry(s, old, true);
         if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
             qcow2_decoded_forget(s, (r->offset >> s->cluster_bits) + i);
     }
+    if (kept) /* mapped writes may be on their way there */
+        s->zeroed_epoch = epoch_retire();
 }
 
 /* One slice's part of the range. Lock held; *step is how far it got. */

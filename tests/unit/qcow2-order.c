@@ -217,6 +217,39 @@ TEST_CO(a_write_in_flight_keeps_its_cluster)
     return 0;
 }
 
+/* A zero cluster that has kept its place is filled by the next write to it, with zeroes around. A write that mapped the
+ * cluster before it was zeroed must not land among these: the second zeroing below comes after that write has ended,
+ * still finds a zero cluster, and has nothing to do. */
+TEST_CO(a_zeroed_cluster_is_filled_after_who_has_mapped_it)
+{
+    struct disk d;
+    struct request held = { .d = &d, .op = BLK_OP_WRITE, .offset = 512, .length = 512, .value = 'x' };
+    struct request fill = { .d = &d, .op = BLK_OP_WRITE, .length = 512, .value = 'b' };
+
+    co_disk_begin(&d, "4096", "");
+    co_put(&d, 0, 'a', CLUSTER);
+    assert_int_equal(co_flush(&d), 0);
+    memory_node_hold(d.file, WRITES, co_place(&d, 0), CLUSTER);
+    start(&held);
+    memory_node_co_wait_held(d.file, 1);
+    memory_node_hold(d.file, 0, 0, 0);
+    assert_int_equal(blk_front_co_write_zeroes(d.front, 0, CLUSTER, 0), 0);
+    testpoint_hold("qcow2-link");
+    start(&fill);
+    co_give_time();
+    assert_int_equal(testpoint_count("qcow2-link"), 0);
+    memory_node_release(d.file);
+    co_wait(&held);
+    testpoint_co_wait_held("qcow2-link");
+    assert_int_equal(blk_front_co_write_zeroes(d.front, 512, 512, 0), 0);
+    testpoint_release("qcow2-link");
+    co_wait(&fill);
+    co_expect(&d, 0, 'b', 512);
+    co_expect(&d, 512, 0, CLUSTER - 512);
+    co_disk_end(&d);
+    return 0;
+}
+
 /* A filter below the image acts outside the epoch in which the image was asked where the data is. So here the image
  * holds the place: who would free it waits for the request. */
 static coroutine_fn void co_free_cluster_under_filter(struct disk *d, struct request *held, unsigned ops)
@@ -516,6 +549,7 @@ int main(void)
         LOOP_TEST(a_read_in_flight_keeps_its_cluster),
         LOOP_TEST(a_write_in_flight_keeps_its_cluster),
         LOOP_TEST(requests_through_a_filter_keep_their_cluster),
+        LOOP_TEST(a_zeroed_cluster_is_filled_after_who_has_mapped_it),
         LOOP_TEST(a_slice_out_of_the_cache_stays_for_who_has_seen_it),
         LOOP_TEST(a_failed_commit_frees_nothing),
         LOOP_TEST(a_commit_under_way_frees_nothing),
