@@ -209,6 +209,19 @@ struct blk_node *blk_node_protocol(struct blk_node *node)
     return node;
 }
 
+struct blk_node *blk_node_below_filters(struct blk_node *node)
+{
+    while (node && (node->driver->flags & BLK_DRIVER_FILTER))
+        node = node->file;
+    return node;
+}
+
+struct blk_node *blk_node_backing(struct blk_node *node)
+{
+    node = blk_node_below_filters(node);
+    return node ? node->backing : NULL;
+}
+
 /* A buffer of whole pages starts with a page: a 4 KiB request across two pages is two segments to the host's disk, and
  * costs it up to a fifth of its speed. */
 void *blk_buffer_alloc(const struct blk_node *node, uint64_t size)

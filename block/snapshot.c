@@ -8,19 +8,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* A filter has those of its child. */
-static struct blk_node *keeper(struct blk_node *node)
-{
-    while (node && (node->driver->flags & BLK_DRIVER_FILTER))
-        node = blk_node_child(node, node->driver->child_role ? node->driver->child_role : "file");
-    return node;
-}
-
 /* The node to do it on, drained, in its turn; or NULL and -errno. */
 static coroutine_fn struct blk_node *co_begin(struct blk_node *node, bool to_write, int *ret, struct error **errp)
 {
     blk_co_changes_lock();
-    node = keeper(node);
+    node = blk_node_below_filters(node);
     if (!node || !node->driver->co_snapshot_create)
         *ret = error_set_errno(errp, -ENOTSUP, "Snapshots");
     else if (to_write && !blk_node_writable(node))
@@ -101,7 +93,7 @@ coroutine_fn int blk_co_vm_state_read(struct blk_node *node, uint64_t offset, vo
     struct iovec iov = { buffer, length };
 
     blk_co_changes_lock();
-    node = keeper(node);
+    node = blk_node_below_filters(node);
     int ret = node && node->driver->co_vm_state_read ? node->driver->co_vm_state_read(node, offset, length, &iov, 1)
                                                      : -ENOTSUP;
     blk_changes_unlock();

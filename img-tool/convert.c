@@ -34,19 +34,6 @@ struct convert_args {
     struct create_opts create;
 };
 
-static const struct blk_node *below_filters(const struct blk_node *node)
-{
-    while (node && (node->driver->flags & BLK_DRIVER_FILTER))
-        node = node->file;
-    return node;
-}
-
-static struct blk_node *backing_of(struct blk_node *node)
-{
-    const struct blk_node *format = below_filters(node);
-    return format ? format->backing : NULL;
-}
-
 /* ---- sources ---- */
 
 /* -l. The source shows what the snapshot kept. */
@@ -76,7 +63,7 @@ static coroutine_fn int co_show_snapshot(const struct convert_args *args, struct
         error_set(&error, ret,
                   "Block format '%s' used by device '' does not support temporarily loading internal "
                   "snapshots",
-                  below_filters(node)->driver->name);
+                  blk_node_below_filters(node)->driver->name);
     }
     if (ret == 0)
         return 0;
@@ -177,21 +164,13 @@ static bool reads_zero_when_new(const struct convert_args *args, struct blk_fron
     return opts_find(args->create.table, "cluster_size") && !create_opts_get(&args->create, "preallocation");
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    struct stat st_a, st_b;
-    if (!strcmp(a, b))
-        return true;
-    return stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
-}
-
 /* The node of the source's chain that the target's backing file stands for: the very same file if it is in the
  * chain, else the source's backing file, which then has the same content, so the user says. */
 static struct blk_node *find_base(const struct convert *c, const char *backing)
 {
-    struct blk_node *first = backing_of(blk_front_node(c->sources[0].front));
-    for (struct blk_node *node = first; node; node = backing_of(node)) {
-        if (same_file(node->filename, backing))
+    struct blk_node *first = blk_node_backing(blk_front_node(c->sources[0].front));
+    for (struct blk_node *node = first; node; node = blk_node_backing(node)) {
+        if (image_same_file(node->filename, backing))
             return node;
     }
     return first;
@@ -199,7 +178,7 @@ static struct blk_node *find_base(const struct convert *c, const char *backing)
 
 static coroutine_fn int co_set_compression(struct convert *c)
 {
-    const struct blk_node *node = below_filters(blk_front_node(c->target));
+    const struct blk_node *node = blk_node_below_filters(blk_front_node(c->target));
     struct blk_info info;
     if (!node->driver->co_write_compressed) {
         error_report("Compression not supported for this file format");
@@ -226,7 +205,7 @@ static coroutine_fn int co_open_target(struct convert_args *args, struct convert
         error_report("output file is smaller than input file");
         return -1;
     }
-    struct blk_node *backing = backing_of(blk_front_node(c->target));
+    struct blk_node *backing = blk_node_backing(blk_front_node(c->target));
     c->has_backing = backing != NULL;
     if (c->has_backing && args->target_is_zero) {
         error_report("Cannot use --target-is-zero when the destination image has a backing file");

@@ -11,6 +11,7 @@
 #include <objects/object.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 bool image_cache_mode(struct image_source *source, const char *mode)
 {
@@ -77,6 +78,14 @@ coroutine_fn struct blk_front *image_co_open(const char *name, const struct imag
         error_report_free(error);
     }
     return front;
+}
+
+bool image_same_file(const char *a, const char *b)
+{
+    struct stat st_a, st_b;
+    if (!strcmp(a, b))
+        return true;
+    return stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
 }
 
 coroutine_fn int image_co_close(struct blk_front *front)

@@ -21,6 +21,8 @@ coroutine_fn struct blk_front *image_co_open(const char *name, const struct imag
 /* The same without the report. `options` (may be NULL) go on top of the source's. */
 coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source,
                                                  const struct opts *options, struct error **errp);
+/* Are these names of the same file on the host? */
+bool image_same_file(const char *a, const char *b);
 /* Flushes and closes. Returns 0, or a negative errno after reporting. Takes NULL. */
 coroutine_fn int image_co_close(struct blk_front *front);
 /* Opens the image, calls co_fn with it, and closes it. Returns what co_fn did, an exit status; 1 if the image could

@@ -50,6 +50,8 @@ enum qcow2_compression { QCOW2_ZLIB, QCOW2_ZSTD };
 
 /* Byte offsets of header fields that are changed in place; all lie in the first sector. */
 enum qcow2_header_field {
+    QCOW2_AT_BACKING_OFFSET = 8,
+    QCOW2_AT_BACKING_LENGTH = 16,
     QCOW2_AT_SIZE = 24,
     QCOW2_AT_L1_SIZE = 36,
     QCOW2_AT_L1_OFFSET = 40,

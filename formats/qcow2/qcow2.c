@@ -14,7 +14,8 @@
  *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
- *   options.c truncate.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c create.c qcow2.c
+ *   options.c truncate.c backing.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c create.c
+ *   qcow2.c
  *                                              the image as a whole
  */
 #include "driver.h"
@@ -54,6 +55,7 @@ static const struct blk_driver qcow2_driver = {
     .drain_end = qcow2_drain_end,
     .co_truncate = qcow2_co_truncate,
     .child_changed = qcow2_child_changed,
+    .co_change_backing = qcow2_co_change_backing,
     .co_snapshot_create = qcow2_co_snapshot_create,
     .co_snapshot_apply = qcow2_co_snapshot_apply,
     .co_snapshot_delete = qcow2_co_snapshot_delete,

@@ -129,7 +129,7 @@ static const struct workload {
     coroutine_fn void (*co_work)(struct faults *f);
 } workloads[] = {
     { "guest", faults_co_guest },   { "compressed", faults_co_guest }, { "create", faults_co_create },
-    { "resize", faults_co_resize }, { "repair", faults_co_repair },
+    { "resize", faults_co_resize }, { "repair", faults_co_repair },    { "backing", faults_co_backing },
 };
 
 struct arguments {

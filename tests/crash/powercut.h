@@ -59,6 +59,7 @@ coroutine_fn void powercut_co_create(struct cut *c);
 coroutine_fn void powercut_co_resize(struct cut *c);
 coroutine_fn void powercut_co_repair(struct cut *c);
 coroutine_fn void powercut_co_snapshot(struct cut *c);
+coroutine_fn void powercut_co_backing(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 

@@ -24,6 +24,11 @@ coroutine_fn int blk_co_remove_filter(struct blk_node *filter, struct error **er
  * image's own word about its backing file stays as it is. */
 coroutine_fn int blk_co_set_backing(struct blk_node *node, struct blk_node *backing, struct error **errp);
 
+/* The image, or that below a filter, records another backing file, and its format; NULL: none. Which nodes there are
+ * stays as it is. -ENOTSUP: its format has no place for that. */
+coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, const char *format,
+                                       struct error **errp);
+
 struct blk_reopen {
     struct blk_node *node;
     unsigned set, clear; /* BLK_O_* that the caller decides: RDWR, the cache mode */

@@ -174,6 +174,11 @@ struct blk_driver {
     coroutine_fn int (*co_info)(struct blk_node *node, struct blk_info *info, struct error **errp);
     coroutine_fn int (*co_check)(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp);
 
+    /* What the image says of its backing file (blk_co_change_backing()). Drained, main loop; the node is writable. All
+     * that was written before is durable first; then it happens or does not. */
+    coroutine_fn int (*co_change_backing)(struct blk_node *node, const char *name, const char *format,
+                                          struct error **errp);
+
     /* Internal snapshots (block/snapshot.h). Drained, main loop; all but showing one need a writable node. Each happens
      * or does not. */
     coroutine_fn int (*co_snapshot_create)(struct blk_node *node, const struct blk_snapshot *what, struct error **errp);
@@ -352,3 +357,6 @@ void *blk_buffer_alloc(const struct blk_node *node, uint64_t size);
 
 /* The deepest data child by way of filters and formats' "file": the protocol node. */
 struct blk_node *blk_node_protocol(struct blk_node *node);
+/* The first node at or below it that is no filter, and that node's backing child; NULL: there is none. */
+struct blk_node *blk_node_below_filters(struct blk_node *node);
+struct blk_node *blk_node_backing(struct blk_node *node);
