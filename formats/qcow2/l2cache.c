@@ -332,6 +332,9 @@ coroutine_fn int qcow2_co_check_unnamed(struct qcow2 *s, uint64_t cluster, uint6
     for (size_t i = 0; i < ARRAY_SIZE(lists) && guest == UINT64_MAX; i++) {
         const struct qcow2_slice *slice;
         list_for_each(slice, lists[i], link) {
+            /* Nobody looks at it any more, and what it says may be old. */
+            if (lists[i] == &s->limbo_slices && blk_epoch_passed(s->node, slice->retired))
+                continue;
             guest = guest_of(s, slice, cluster, cluster + count - 1);
             if (guest != UINT64_MAX)
                 break;
