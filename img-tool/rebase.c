@@ -29,6 +29,7 @@ struct rebase_args {
 struct rebase {
     struct blk_front *top, *old, *new; /* of the backing files: NULL: none, which reads as zeroes */
     struct blk_node *common;           /* in the image's chain, and the new backing file too; NULL: none is */
+    uint64_t common_end;               /* a layer above it ends here: past that it does not show through */
     uint64_t size, next, done;
     struct co_mutex lock; /* next; held across look-ups */
     unsigned running;
@@ -82,7 +83,8 @@ static coroutine_fn int co_same(struct rebase *r, uint64_t offset, uint64_t *len
     *same = status.present;
     if (*same)
         return 0;
-    if (r->common) {
+    if (r->common && offset < r->common_end) {
+        *length = MIN(*length, r->common_end - offset);
         ret = blk_co_status(node, r->common, offset, *length, &status);
         if (ret < 0)
             return ret;
@@ -257,9 +259,13 @@ static coroutine_fn int co_open_new(const struct rebase_args *args, struct rebas
         error_report_free(error);
         return -1;
     }
+    r->common_end = r->size;
     for (r->common = blk_node_backing(node); r->common; r->common = blk_node_backing(r->common)) {
-        if (image_same_file(r->common->filename, blk_front_node(r->new)->filename))
+        /* Named to be of another format, the same file shows something else. */
+        if (image_same_file(r->common->filename, blk_front_node(r->new)->filename) &&
+            r->common->driver == blk_front_node(r->new)->driver)
             break;
+        r->common_end = MIN(r->common_end, blk_node_size(r->common));
     }
     return 0;
 }
