@@ -331,6 +331,44 @@ TEST_CO(a_slice_out_of_the_cache_stays_for_who_has_seen_it)
     return 0;
 }
 
+/* What a slice said when it left the cache: kept for a request that may look at it, and after that request until the
+ * next slice leaves. A cluster that it names may long be free. */
+TEST_CO(a_slice_that_nobody_looks_at_names_no_cluster)
+{
+    struct disk d;
+    struct request held = { .d = &d, .op = BLK_OP_READ, .offset = 20 * SLICE_SPAN, .length = 512 };
+    const uint64_t tables = DISK / SLICE_SPAN;
+
+    co_disk_begin(&d, "512", ",l2-cache-size=4096");
+    struct qcow2 *s = d.node->state;
+    for (uint64_t i = 0; i < tables - 1; i++)
+        co_put(&d, i * SLICE_SPAN, 'a', 512);
+    assert_int_equal(co_flush(&d), 0);
+    uint64_t place = co_place(&d, 0);
+    co_expect(&d, held.offset, 'a', 512);
+    memory_node_hold(d.file, READS, co_place(&d, held.offset), 512);
+    start(&held);
+    memory_node_co_wait_held(d.file, 1);
+    memory_node_hold(d.file, 0, 0, 0);
+    for (unsigned round = 0; round < 3; round++) {
+        for (uint64_t i = 1; i < 16; i++)
+            co_expect(&d, i * SLICE_SPAN, 'a', 512);
+    }
+    assert_null(qcow2_slice_find(s, 0));
+    assert_false(list_empty(&s->limbo_slices));
+    co_discard(&d, 0, 512);
+    assert_int_equal(co_flush(&d), 0);
+    memory_node_release(d.file);
+    co_wait(&held);
+    co_discard(&d, 512, 512); /* what may be free is given back on the way */
+    co_give_time();
+    /* It becomes the last L2 table. */
+    co_put(&d, (tables - 1) * SLICE_SPAN, 'b', 512);
+    assert_int_equal(qcow2_l1_entry(s, (uint32_t)(tables - 1)) & QCOW2_OFFSET_MASK, place);
+    co_disk_end(&d);
+    return 0;
+}
+
 /* ---- a commit that fails, and one under way ---- */
 
 /* Each request of the commit fails in turn: what is still there on the disk is given to nobody, and the next commit
@@ -551,6 +589,7 @@ int main(void)
         LOOP_TEST(requests_through_a_filter_keep_their_cluster),
         LOOP_TEST(a_zeroed_cluster_is_filled_after_who_has_mapped_it),
         LOOP_TEST(a_slice_out_of_the_cache_stays_for_who_has_seen_it),
+        LOOP_TEST(a_slice_that_nobody_looks_at_names_no_cluster),
         LOOP_TEST(a_failed_commit_frees_nothing),
         LOOP_TEST(a_commit_under_way_frees_nothing),
         LOOP_TEST(a_table_in_force_is_written_in_order_though_its_commit_failed),
