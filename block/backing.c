@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What an image records of its backing file (block/change.h): a turn, and a drained section around what the driver
- * does. */
+/* What an image has over its backing file (block/change.h): what it says of it, and its own content. */
 #include "links.h"
 
 #include <base/error.h>
@@ -9,21 +8,48 @@
 #include <errno.h>
 #include <string.h>
 
-coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, const char *format, struct error **errp)
+coroutine_fn struct blk_node *blk_co_image_begin(struct blk_node *node)
 {
-    int ret = 0;
-
     blk_co_changes_lock();
     node = blk_node_below_filters(node);
-    if (!node || !node->driver->co_change_backing)
-        ret = error_set(errp, -ENOTSUP, "%s", strerror(ENOTSUP));
-    else if (!blk_node_writable(node))
-        ret = error_set(errp, -EACCES, "Image is read-only");
-    if (ret == 0) {
+    if (node)
         blk_co_drain_begin(node);
-        ret = node->driver->co_change_backing(node, name, format, errp);
-        blk_drain_end(node);
-    }
+    return node;
+}
+
+coroutine_fn void blk_co_image_end(struct blk_node *image)
+{
+    if (image)
+        blk_drain_end(image);
     blk_changes_unlock();
+}
+
+coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, const char *format, struct error **errp)
+{
+    struct blk_node *image = blk_co_image_begin(node);
+    int ret;
+
+    if (!image || !image->driver->co_change_backing)
+        ret = error_set(errp, -ENOTSUP, "%s", strerror(ENOTSUP));
+    else if (!blk_node_writable(image))
+        ret = error_set(errp, -EACCES, "Image is read-only");
+    else
+        ret = image->driver->co_change_backing(image, name, format, errp);
+    blk_co_image_end(image);
+    return ret;
+}
+
+coroutine_fn int blk_co_make_empty(struct blk_node *node, struct error **errp)
+{
+    struct blk_node *image = blk_co_image_begin(node);
+    int ret;
+
+    if (!image || !image->driver->co_make_empty)
+        ret = error_set(errp, -ENOTSUP, "%s", strerror(ENOTSUP));
+    else if (!blk_node_writable(image))
+        ret = error_set(errp, -EACCES, "Image is read-only");
+    else
+        ret = image->driver->co_make_empty(image, errp);
+    blk_co_image_end(image);
     return ret;
 }

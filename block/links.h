@@ -8,6 +8,10 @@
 /* The lock that makes changes of the graph take turns. */
 coroutine_fn void blk_co_changes_lock(void);
 void blk_changes_unlock(void);
+/* What changes an image as a whole: a turn, and a drained section of the first node at or below this one that is no
+ * filter. Returns it; NULL: all below are filters. The end takes what the beginning returned. */
+coroutine_fn struct blk_node *blk_co_image_begin(struct blk_node *node);
+coroutine_fn void blk_co_image_end(struct blk_node *image);
 
 /* Is `below` the node, or one of its descendants? */
 bool blk_is_at_or_below(const struct blk_node *node, const struct blk_node *below);

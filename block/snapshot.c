@@ -11,8 +11,7 @@
 /* The node to do it on, drained, in its turn; or NULL and -errno. */
 static coroutine_fn struct blk_node *co_begin(struct blk_node *node, bool to_write, int *ret, struct error **errp)
 {
-    blk_co_changes_lock();
-    node = blk_node_below_filters(node);
+    node = blk_co_image_begin(node);
     if (!node || !node->driver->co_snapshot_create)
         *ret = error_set_errno(errp, -ENOTSUP, "Snapshots");
     else if (to_write && !blk_node_writable(node))
@@ -22,18 +21,16 @@ static coroutine_fn struct blk_node *co_begin(struct blk_node *node, bool to_wri
     else
         *ret = 0;
     if (*ret < 0) {
-        blk_changes_unlock();
+        blk_co_image_end(node);
         return NULL;
     }
-    blk_co_drain_begin(node);
     return node;
 }
 
 static coroutine_fn void co_end(struct blk_node *node)
 {
     blk_node_report_size(node);
-    blk_drain_end(node);
-    blk_changes_unlock();
+    blk_co_image_end(node);
 }
 
 coroutine_fn int blk_co_snapshot_create(struct blk_node *node, const struct blk_snapshot *what, struct error **errp)

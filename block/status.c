@@ -84,7 +84,7 @@ coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint
         status->layer = layer;
         if (offset >= blk_node_size(layer)) {
             /* Past the end of a backing file: nothing below shows through, and the layer above decides. */
-            status->zero = true;
+            status->zero = status->past_end = true;
             if (status->depth > 0)
                 status->depth--;
             return 0;

@@ -302,7 +302,7 @@ static bool parse_value(int option, struct convert_args *args, struct convert *c
     case 'S': args->sparse_given = true; return sparse_arg(optarg, &c->sparse);
     case 'l': return snapshot_arg(optarg, args);
     case 'm': return workers_arg(optarg, &c->workers);
-    case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate);
+    case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate.limit);
     case 'o': return create_opts_add(&args->create, optarg);
     case OPTION_OBJECT: return image_object_arg(optarg);
     default: return false;

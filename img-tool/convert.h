@@ -3,6 +3,7 @@
 #pragma once
 
 #include "image.h"
+#include "rate.h"
 
 #include <base/coroutine.h>
 #include <base/sync.h>
@@ -30,20 +31,17 @@ struct convert {
     bool out_of_order, salvage;
     uint64_t compress; /* into compressed clusters of so many bytes; 0: as they are */
     unsigned workers;
-    uint64_t rate; /* bytes a second, 0: no limit */
+    struct rate rate;
 
     /* convert_copy.c's; main loop only */
-    uint64_t next;              /* where the next chunk begins */
-    uint64_t written;           /* all before is in the target (in-order writing) */
-    uint64_t done, to_do;       /* for progress */
-    uint64_t started_ns, rated; /* for the rate limit */
-    struct blk_status status;   /* of [status_start, status_start + status.length) */
+    uint64_t next;            /* where the next chunk begins */
+    uint64_t written;         /* all before is in the target (in-order writing) */
+    uint64_t done, to_do;     /* for progress */
+    struct blk_status status; /* of [status_start, status_start + status.length) */
     uint64_t status_start;
     struct co_mutex lock; /* next, status: held across look-ups */
     struct co_cond turn;  /* written has moved, or ret is set */
-    unsigned running;
-    struct co *waiting;
-    int ret; /* the first error */
+    int ret;              /* the first error */
 };
 
 /* Copies everything; 0 or a negative errno after reporting. */

@@ -11,6 +11,7 @@
 #include "progress.h"
 
 #include <base/checked.h>
+#include <base/crew.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -62,7 +63,7 @@ static coroutine_fn int co_look_up(struct convert *c, const struct convert_sourc
 
 static enum chunk_kind kind_of(const struct convert *c, const struct blk_status *status, uint64_t offset)
 {
-    if (c->base && !status->present && offset < c->base_size)
+    if (c->base && !status->present && !status->past_end && offset < c->base_size)
         return CHUNK_SKIP; /* the target's backing image has it */
     if (status->zero || !status->data)
         return CHUNK_ZERO;
@@ -250,12 +251,8 @@ static coroutine_fn int co_take_chunk(struct convert *c, struct chunk *chunk)
 
 static coroutine_fn void co_keep_rate(struct convert *c, const struct chunk *chunk)
 {
-    if (!c->rate || chunk->kind == CHUNK_SKIP || (chunk->kind == CHUNK_ZERO && c->sparse))
-        return;
-    c->rated += chunk->length;
-    uint64_t due = c->started_ns + (uint64_t)((double)c->rated * 1e9 / (double)c->rate), now = loop_now_ns();
-    if (due > now)
-        co_sleep_ns(due - now);
+    if (chunk->kind == CHUNK_DATA || (chunk->kind == CHUNK_ZERO && !c->sparse))
+        co_rate_keep(&c->rate, chunk->length);
 }
 
 static void count_chunk(struct convert *c, const struct chunk *chunk)
@@ -286,8 +283,9 @@ static coroutine_fn int co_copy_chunk(struct convert *c, const struct chunk *chu
     return 0;
 }
 
-static coroutine_fn void co_worker(void *arg)
+static coroutine_fn int co_worker(void *arg, size_t number)
 {
+    (void)number;
     struct convert *c = arg;
     uint8_t *buffer = blk_buffer_alloc(blk_front_node(c->target), CONVERT_BUFFER);
     struct chunk chunk;
@@ -303,8 +301,7 @@ static coroutine_fn void co_worker(void *arg)
     if (ret < 0)
         fail(c, ret);
     free(buffer);
-    if (--c->running == 0 && c->waiting)
-        co_wake(c->waiting);
+    return ret;
 }
 
 coroutine_fn int convert_co_copy(struct convert *c)
@@ -314,16 +311,7 @@ coroutine_fn int convert_co_copy(struct convert *c)
         return ret;
     co_mutex_init(&c->lock);
     co_cond_init(&c->turn);
-    c->started_ns = loop_now_ns();
-    c->running = 1; /* ourselves, so that workers that end at once do not wake us too early */
-    for (unsigned i = 0; i < c->workers; i++) {
-        c->running++;
-        co_start(co_worker, c);
-    }
-    if (--c->running) {
-        c->waiting = co_self();
-        co_yield();
-    }
+    co_crew(c->workers, c->workers, co_worker, c);
     co_cond_finish(&c->turn);
     co_mutex_finish(&c->lock);
     return c->ret;

@@ -8,6 +8,7 @@
 #include "progress.h"
 
 #include <base/coroutine.h>
+#include <base/crew.h>
 #include <base/sync.h>
 #include <block/change.h>
 #include <block/iov.h>
@@ -29,12 +30,9 @@ struct rebase_args {
 struct rebase {
     struct blk_front *top, *old, *new; /* of the backing files: NULL: none, which reads as zeroes */
     struct blk_node *common;           /* in the image's chain, and the new backing file too; NULL: none is */
-    uint64_t common_end;               /* a layer above it ends here: past that it does not show through */
     uint64_t size, next, done;
     struct co_mutex lock; /* next; held across look-ups */
-    unsigned running;
-    struct co *waiting;
-    int ret; /* the first error, which is reported */
+    int ret;              /* the first error, which is reported */
 };
 
 struct piece {
@@ -83,13 +81,12 @@ static coroutine_fn int co_same(struct rebase *r, uint64_t offset, uint64_t *len
     *same = status.present;
     if (*same)
         return 0;
-    if (r->common && offset < r->common_end) {
-        *length = MIN(*length, r->common_end - offset);
+    if (r->common) {
         ret = blk_co_status(node, r->common, offset, *length, &status);
         if (ret < 0)
             return ret;
         *length = status.length;
-        *same = !status.present;
+        *same = !status.present && !status.past_end;
         if (*same)
             return 0;
     }
@@ -192,8 +189,9 @@ static coroutine_fn int co_compare(struct rebase *r, const struct piece *piece, 
     return ret;
 }
 
-static coroutine_fn void co_worker(void *arg)
+static coroutine_fn int co_worker(void *arg, size_t number)
 {
+    (void)number;
     struct rebase *r = arg;
     uint8_t *buffers = blk_buffer_alloc(blk_front_node(r->top), 2 * BUFFER);
     struct piece piece;
@@ -205,22 +203,13 @@ static coroutine_fn void co_worker(void *arg)
             ret = co_take(r, &piece);
     }
     free(buffers);
-    if (--r->running == 0 && r->waiting)
-        co_wake(r->waiting);
+    return ret;
 }
 
 static coroutine_fn int co_copy(struct rebase *r)
 {
     co_mutex_init(&r->lock);
-    r->running = 1; /* ourselves, so that workers that end at once do not wake us too early */
-    for (unsigned i = 0; i < WORKERS; i++) {
-        r->running++;
-        co_start(co_worker, r);
-    }
-    if (--r->running) {
-        r->waiting = co_self();
-        co_yield();
-    }
+    co_crew(WORKERS, WORKERS, co_worker, r);
     co_mutex_finish(&r->lock);
     return r->ret;
 }
@@ -259,13 +248,11 @@ static coroutine_fn int co_open_new(const struct rebase_args *args, struct rebas
         error_report_free(error);
         return -1;
     }
-    r->common_end = r->size;
     for (r->common = blk_node_backing(node); r->common; r->common = blk_node_backing(r->common)) {
         /* Named to be of another format, the same file shows something else. */
         if (image_same_file(r->common->filename, blk_front_node(r->new)->filename) &&
             r->common->driver == blk_front_node(r->new)->driver)
             break;
-        r->common_end = MIN(r->common_end, blk_node_size(r->common));
     }
     return 0;
 }

@@ -24,6 +24,7 @@ coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64
 coroutine_fn int qcow2_co_flush(struct blk_node *node);
 coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
                                    struct error **errp);
+coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp);
 coroutine_fn int qcow2_co_change_backing(struct blk_node *node, const char *name, const char *format,
                                          struct error **errp);
 coroutine_fn int qcow2_co_snapshot_create(struct blk_node *node, const struct blk_snapshot *what, struct error **errp);

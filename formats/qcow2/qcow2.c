@@ -55,6 +55,7 @@ static const struct blk_driver qcow2_driver = {
     .drain_end = qcow2_drain_end,
     .co_truncate = qcow2_co_truncate,
     .child_changed = qcow2_child_changed,
+    .co_make_empty = qcow2_co_make_empty,
     .co_change_backing = qcow2_co_change_backing,
     .co_snapshot_create = qcow2_co_snapshot_create,
     .co_snapshot_apply = qcow2_co_snapshot_apply,

@@ -285,16 +285,11 @@ coroutine_fn void qcow2_co_cut_hole(struct qcow2 *s)
     co_mutex_unlock(&s->lock);
 }
 
-static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+/* Gives up entries and tables from `size` on, and what the file has at its end for them. */
+static coroutine_fn int co_give_up_from(struct qcow2 *s, uint64_t size, struct error **errp)
 {
-    int ret = qcow2_co_settle(s);
+    int ret = qcow2_co_drop_past_end(s, size);
 
-    if (ret == 0)
-        ret = co_set_size(s, size);
-    if (ret < 0)
-        return error_set_errno(errp, ret, "Failed to update the image size");
-    atomic_store(&s->node->size, size);
-    ret = qcow2_co_drop_past_end(s, size); /* and what lay past the old end */
     if (ret == 0)
         ret = qcow2_co_settle(s);
     if (ret < 0)
@@ -305,6 +300,27 @@ static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error *
     if (ret == 0)
         ret = co_cut_file(s);
     return ret < 0 ? error_set_errno(errp, ret, "Failed to discard unused refblocks") : 0;
+}
+
+static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error **errp)
+{
+    int ret = qcow2_co_settle(s);
+
+    if (ret == 0)
+        ret = co_set_size(s, size);
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Failed to update the image size");
+    atomic_store(&s->node->size, size);
+    return co_give_up_from(s, size, errp); /* what lay past the old end goes too */
+}
+
+coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp)
+{
+    struct qcow2 *s = node->state;
+
+    if (atomic_load(&s->corrupt))
+        return error_set(errp, -EIO, "The image is marked corrupt");
+    return co_give_up_from(s, 0, errp);
 }
 
 coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,

@@ -34,6 +34,7 @@ coroutine_fn void faults_co_create(struct faults *f);
 coroutine_fn void faults_co_resize(struct faults *f);
 coroutine_fn void faults_co_repair(struct faults *f);
 coroutine_fn void faults_co_backing(struct faults *f);
+coroutine_fn void faults_co_empty(struct faults *f);
 
 /* ---- faults.c ---- */
 

@@ -60,6 +60,7 @@ coroutine_fn void powercut_co_resize(struct cut *c);
 coroutine_fn void powercut_co_repair(struct cut *c);
 coroutine_fn void powercut_co_snapshot(struct cut *c);
 coroutine_fn void powercut_co_backing(struct cut *c);
+coroutine_fn void powercut_co_empty(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 

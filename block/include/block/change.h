@@ -29,6 +29,11 @@ coroutine_fn int blk_co_set_backing(struct blk_node *node, struct blk_node *back
 coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, const char *format,
                                        struct error **errp);
 
+/* Everything that the image, or that below a filter, holds itself goes: the whole disk shows its backing file.
+ * Snapshots keep what they have. Cut off half way, some of it is gone. -ENOTSUP: its format has no place for a backing
+ * file. */
+coroutine_fn int blk_co_make_empty(struct blk_node *node, struct error **errp);
+
 struct blk_reopen {
     struct blk_node *node;
     unsigned set, clear; /* BLK_O_* that the caller decides: RDWR, the cache mode */

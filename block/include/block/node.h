@@ -179,6 +179,9 @@ struct blk_driver {
     coroutine_fn int (*co_change_backing)(struct blk_node *node, const char *name, const char *format,
                                           struct error **errp);
 
+    /* Everything goes that the image holds itself (blk_co_make_empty()). Drained, main loop; the node is writable. */
+    coroutine_fn int (*co_make_empty)(struct blk_node *node, struct error **errp);
+
     /* Internal snapshots (block/snapshot.h). Drained, main loop; all but showing one need a writable node. Each happens
      * or does not. */
     coroutine_fn int (*co_snapshot_create)(struct blk_node *node, const struct blk_snapshot *what, struct error **errp);
@@ -340,7 +343,8 @@ struct blk_status {
     bool data; /* the host stores bytes for it */
     bool zero; /* reads as zeroes */
     bool compressed;
-    bool present; /* some layer allocates it */
+    bool present;  /* some layer allocates it */
+    bool past_end; /* a layer above `base` ends before: zeroes, whatever the base has there */
     bool offset_valid;
     uint64_t offset;        /* in `file`'s file */
     struct blk_node *file;  /* the protocol node that holds it, or NULL */
