@@ -84,3 +84,12 @@ coroutine_fn int blk_co_create(const char *format, const char *filename, const s
         protocol->remove(filename);
     return ret;
 }
+
+coroutine_fn int blk_co_measure(const struct blk_driver *driver, const struct opts *options, uint64_t size,
+                                struct blk_node *source, struct blk_measure *measure, struct error **errp)
+{
+    *measure = (struct blk_measure){ 0 };
+    if (!driver->co_measure)
+        return error_set(errp, -ENOTSUP, "Block driver '%s' does not support size measurement", driver->name);
+    return driver->co_measure(options, source ? blk_node_size(source) : size, source, measure, errp);
+}

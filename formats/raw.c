@@ -278,6 +278,15 @@ static coroutine_fn int raw_co_create(struct blk_create *create, struct error **
     return ret;
 }
 
+/* A file is all there is: holes may save room, or not. */
+static coroutine_fn int raw_co_measure(const struct opts *options, uint64_t size, struct blk_node *source,
+                                       struct blk_measure *measure, struct error **errp)
+{
+    (void)options, (void)source, (void)errp;
+    measure->required = measure->fully_allocated = whole_sectors(size);
+    return 0;
+}
+
 static const struct blk_driver raw_driver = {
     .name = "raw",
     .flags = BLK_DRIVER_FORMAT | BLK_DRIVER_GROWS,
@@ -288,6 +297,7 @@ static const struct blk_driver raw_driver = {
     .co_open = raw_co_open,
     .co_close = raw_co_close,
     .co_create = raw_co_create,
+    .co_measure = raw_co_measure,
     .map = raw_map,
     .co_write = raw_co_write,
     .co_write_zeroes = raw_co_write_zeroes,

@@ -11,8 +11,8 @@
 #include "create_opts.h"
 #include "progress.h"
 #include "size_arg.h"
+#include "snapshot_arg.h"
 
-#include <block/snapshot.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -26,8 +26,7 @@ struct convert_args {
     const char *source_cache, *target_cache;
     const char *out_format, *out_filename;
     const char *backing, *backing_format;
-    char *snapshot;                    /* -l: an id, or else a name; NULL: */
-    char *snapshot_id, *snapshot_name; /* what it said of either */
+    struct snapshot_arg snapshot; /* -l */
     char **in_filenames;
     int in_count;
     bool compress, copy_offload, bitmaps, progress, quiet, skip_create, sparse_given, target_is_zero;
@@ -35,42 +34,6 @@ struct convert_args {
 };
 
 /* ---- sources ---- */
-
-/* -l. The source shows what the snapshot kept. */
-static coroutine_fn int co_show_snapshot(const struct convert_args *args, struct blk_front *source)
-{
-    struct blk_node *node = blk_front_node(source);
-    struct error *error = NULL;
-    int ret;
-
-    if (args->in_count > 1) {
-        error_report("No support for concatenating multiple snapshot");
-        return -1;
-    }
-    if (args->snapshot_id || args->snapshot_name) {
-        ret = blk_co_snapshot_show(node, args->snapshot_id, args->snapshot_name, &error);
-    } else {
-        ret = blk_co_snapshot_show(node, args->snapshot, NULL, &error);
-        if (ret == -ENOENT) {
-            error_free(error);
-            error = NULL;
-            ret = blk_co_snapshot_show(node, NULL, args->snapshot, &error);
-        }
-    }
-    if (ret == -ENOTSUP) {
-        error_free(error);
-        error = NULL;
-        error_set(&error, ret,
-                  "Block format '%s' used by device '' does not support temporarily loading internal "
-                  "snapshots",
-                  blk_node_below_filters(node)->driver->name);
-    }
-    if (ret == 0)
-        return 0;
-    error_prepend(&error, "Failed to load snapshot: ");
-    error_report_free(error);
-    return -1;
-}
 
 static coroutine_fn int co_open_sources(const struct convert_args *args, struct convert *c)
 {
@@ -82,7 +45,11 @@ static coroutine_fn int co_open_sources(const struct convert_args *args, struct 
         if (!source->front)
             return -1;
         c->source_count++;
-        if ((args->snapshot || args->snapshot_id || args->snapshot_name) && co_show_snapshot(args, source->front) < 0)
+        if (snapshot_arg_given(&args->snapshot) && args->in_count > 1) {
+            error_report("No support for concatenating multiple snapshot");
+            return -1;
+        }
+        if (snapshot_arg_co_show(&args->snapshot, source->front) < 0)
             return -1;
         source->start = c->total;
         source->size = blk_front_size(source->front);
@@ -256,51 +223,12 @@ enum {
     OPTION_BITMAPS
 };
 
-static void free_snapshot_arg(struct convert_args *args)
-{
-    free(args->snapshot);
-    free(args->snapshot_id);
-    free(args->snapshot_name);
-    args->snapshot = args->snapshot_id = args->snapshot_name = NULL;
-}
-
-/* A name or an id; or, if it begins "snapshot.", options that say which of the two. Of several of a kind the
- * last counts, and options before a plain one, as in qemu-img. */
-static bool snapshot_arg(const char *text, struct convert_args *args)
-{
-    static const struct opt_desc table[] = { { "snapshot.id", OPT_STRING, NULL, "The id of the snapshot", NULL, 0 },
-                                             { "snapshot.name", OPT_STRING, NULL, "Its name", NULL, 0 },
-                                             { NULL, OPT_STRING, NULL, NULL, NULL, 0 } };
-    struct error *error = NULL;
-    struct opts *opts = opts_new();
-    int ret = 0;
-
-    if (strncmp(text, "snapshot.", strlen("snapshot.")) != 0) {
-        free(args->snapshot);
-        args->snapshot = xstrdup(text);
-    } else {
-        ret = opts_parse(opts, text, NULL, OPTS_LAST_WINS, &error);
-        if (ret == 0)
-            ret = opts_validate(opts, table, &error);
-        free(args->snapshot_id);
-        free(args->snapshot_name);
-        args->snapshot_id = opts_take(opts, "snapshot.id");
-        args->snapshot_name = opts_take(opts, "snapshot.name");
-    }
-    opts_free(opts);
-    if (ret == 0)
-        return true;
-    error_report_free(error);
-    error_report("Failed in parsing snapshot param '%s'", text);
-    return false;
-}
-
 /* Options that take a value which may be bad. false after reporting. */
 static bool parse_value(int option, struct convert_args *args, struct convert *c)
 {
     switch (option) {
     case 'S': args->sparse_given = true; return sparse_arg(optarg, &c->sparse);
-    case 'l': return snapshot_arg(optarg, args);
+    case 'l': return snapshot_arg_parse(&args->snapshot, optarg);
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate.limit);
     case 'o': return create_opts_add(&args->create, optarg);
@@ -444,7 +372,7 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
         image_co_close(c.sources[i].front);
     free(c.sources);
     create_opts_finish(&args.create);
-    free_snapshot_arg(&args);
+    snapshot_arg_finish(&args.snapshot);
     return status;
 }
 

@@ -170,8 +170,13 @@ int image_report_arg(struct image_report *report, const char *command, int optio
     return -1;
 }
 
+bool image_report_output(struct image_report *report)
+{
+    return !report->output || output_arg(report->output, &report->json);
+}
+
 bool image_report_operand(struct image_report *report, int argc, char **argv)
 {
     report->filename = image_operand(argc, argv);
-    return report->filename && (!report->output || output_arg(report->output, &report->json));
+    return report->filename && image_report_output(report);
 }

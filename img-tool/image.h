@@ -60,7 +60,9 @@ struct image_report {
 };
 /* As image_source_arg(), and --output. */
 int image_report_arg(struct image_report *report, const char *command, int option);
-/* After the options: the operand, and what --output means. false after reporting. */
+/* After the options: what --output means. false after reporting. */
+bool image_report_output(struct image_report *report);
+/* The same, and the operand. */
 bool image_report_operand(struct image_report *report, int argc, char **argv);
 
 /* "--image-opts and --format are mutually exclusive": reports and returns false. */

@@ -8,6 +8,7 @@
  */
 #include "check.h"
 
+#include "bitmap.h"
 #include "l2.h"
 #include "overlap.h"
 #include "refcount.h"
@@ -221,18 +222,12 @@ static coroutine_fn int co_count_snapshot(struct qcow2_checker *c, const struct 
     return ret;
 }
 
-/* A bitmap directory entry: table offset (8), table entries (4), flags (4), type, granularity (2), name length (2),
- * extra length (4). */
-#define BITMAP_ENTRY 24u
-#define MAX_BITMAP_DIRECTORY (64u << 20)
-#define MAX_BITMAP_TABLE (64u << 20)
-
 static coroutine_fn int co_count_bitmap(struct qcow2_checker *c, uint64_t offset, uint64_t bytes)
 {
     uint64_t *table = NULL;
 
     count(c, offset, bytes);
-    if (bytes > MAX_BITMAP_TABLE) {
+    if (bytes > QCOW2_MAX_BITMAP_TABLE) {
         qcow2_check_say(c, true, "ERROR bitmap table at %#" PRIx64 " is too large: %" PRIu64 " bytes", offset, bytes);
         c->check->corruptions++;
         return 0;
@@ -250,31 +245,25 @@ static coroutine_fn int co_count_bitmap(struct qcow2_checker *c, uint64_t offset
     return ret;
 }
 
-/* The extension says nothing reliable where the autoclear bit is gone. */
 static coroutine_fn int co_count_bitmaps(struct qcow2_checker *c)
 {
     struct qcow2 *s = c->s;
+    struct qcow2_bitmap bitmap;
     uint64_t size = s->bitmap_directory_size, at = 0;
+    AUTO_FREE uint8_t *directory = NULL;
 
-    if (!(s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || s->bitmap_count == 0)
+    if (!qcow2_has_bitmaps(s))
         return 0;
     count(c, s->bitmap_directory_offset, size);
-    if (size > MAX_BITMAP_DIRECTORY) {
+    int ret = qcow2_co_bitmap_directory(s, &directory);
+    if (ret == -EFBIG) {
         qcow2_check_say(c, true, "ERROR bitmap directory at %#" PRIx64 " is too large: %" PRIu64 " bytes",
                         s->bitmap_directory_offset, size);
         c->check->corruptions++;
         return 0;
     }
-    AUTO_FREE uint8_t *directory = malloc(size + 1);
-    if (!directory)
-        return -ENOMEM;
-    int ret = blk_co_read(s->node->file, s->bitmap_directory_offset, directory, size);
-    while (ret == 0 && size - at >= BITMAP_ENTRY) {
-        const uint8_t *entry = directory + at;
-        uint64_t length = BITMAP_ENTRY + (uint64_t)load_be16(entry + 18) + load_be32(entry + 20);
-        ret = co_count_bitmap(c, load_be64(entry), (uint64_t)load_be32(entry + 8) * 8);
-        at += MIN(align_up(length, 8), size - at);
-    }
+    while (ret == 0 && qcow2_bitmap_next(directory, size, &at, &bitmap))
+        ret = co_count_bitmap(c, bitmap.table_offset, (uint64_t)bitmap.table_entries * 8);
     return ret;
 }
 

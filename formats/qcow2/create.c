@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Creating an image: options, layout, first metadata.
+ * Creating an image: layout and first metadata.
  *
  * The layout is header, refcount table, refcount blocks, L1 table, one after the other, and each of them counted. What
  * the file held before is made unreadable first, durably, and the header's first sector comes last: a create that was
  * cut off leaves a file that is no qcow2 image, or the old one untouched, never a mixture. With preallocation the
  * finished image is opened and its clusters are allocated like any others.
  */
+#include "create_options.h"
 #include "driver.h"
 #include "header.h"
 #include "refcount.h"
@@ -14,193 +15,18 @@
 
 #include <string.h>
 
-static const char *const preallocation_words[] = { "off", "metadata", "falloc", "full", NULL };
-
-struct plan {
-    /* Options. */
-    const char *backing_name, *backing_format, *prealloc, *compat, *compression;
-    uint64_t cluster_size, refcount_bits;
-    bool lazy, data_file_raw;
-    /* Layout. */
-    struct qcow2_header header;
-    uint64_t reftable_clusters, refblocks, l1_clusters;
-};
-
-/* In the order in which create tells them (help sorts by name). */
-const struct opt_desc qcow2_create_options[] = {
-    { .name = "encryption",
-      .type = OPT_BOOL,
-      .flags = OPT_MISSING,
-      .help = "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)" },
-    { .name = "encrypt.format",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "Encrypt the image, format choices: 'aes', 'luks'" },
-    { .name = "encrypt.key-secret",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "ID of secret providing qcow AES key or LUKS passphrase" },
-    { .name = "encrypt.cipher-alg",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "Name of encryption cipher algorithm" },
-    { .name = "encrypt.cipher-mode",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "Name of encryption cipher mode" },
-    { .name = "encrypt.ivgen-alg", .type = OPT_STRING, .flags = OPT_MISSING, .help = "Name of IV generator algorithm" },
-    { .name = "encrypt.ivgen-hash-alg",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "Name of IV generator hash algorithm" },
-    { .name = "encrypt.hash-alg",
-      .type = OPT_STRING,
-      .flags = OPT_MISSING,
-      .help = "Name of encryption hash algorithm" },
-    { .name = "encrypt.iter-time",
-      .type = OPT_NUMBER,
-      .flags = OPT_MISSING,
-      .help = "Time to spend in PBKDF in milliseconds" },
-    { .name = "cluster_size",
-      .type = OPT_SIZE,
-      .def = "65536",
-      .help = "qcow2 cluster size",
-      .at = OPT_AT(struct plan, cluster_size) },
-    { .name = "extended_l2", .type = OPT_BOOL, .flags = OPT_MISSING, .def = "off", .help = "Extended L2 tables" },
-    { .name = "preallocation",
-      .type = OPT_STRING,
-      .help = "Preallocation mode (allowed values: off, metadata, falloc, full)",
-      .at = OPT_AT(struct plan, prealloc) },
-    { .name = "compression_type",
-      .type = OPT_STRING,
-      .def = "zlib",
-      .help = "Compression method used for image cluster compression",
-      .at = OPT_AT(struct plan, compression) },
-    { .name = "size", .type = OPT_SIZE, .help = "Virtual disk size" },
-    { .name = "compat",
-      .type = OPT_STRING,
-      .help = "Compatibility level (v2 [0.10] or v3 [1.1])",
-      .at = OPT_AT(struct plan, compat) },
-    { .name = "backing_file",
-      .type = OPT_STRING,
-      .help = "File name of a base image",
-      .at = OPT_AT(struct plan, backing_name) },
-    { .name = "backing_fmt",
-      .type = OPT_STRING,
-      .help = "Image format of the base image",
-      .at = OPT_AT(struct plan, backing_format) },
-    { .name = "data_file", .type = OPT_STRING, .flags = OPT_MISSING, .help = "File name of an external data file" },
-    { .name = "data_file_raw",
-      .type = OPT_BOOL,
-      .flags = OPT_MISSING,
-      .help = "The external data file must stay valid as a raw image",
-      .at = OPT_AT(struct plan, data_file_raw) },
-    { .name = "lazy_refcounts",
-      .type = OPT_BOOL,
-      .def = "off",
-      .help = "Postpone refcount updates",
-      .at = OPT_AT(struct plan, lazy) },
-    { .name = "refcount_bits",
-      .type = OPT_NUMBER,
-      .def = "16",
-      .help = "Width of a reference count entry in bits",
-      .at = OPT_AT(struct plan, refcount_bits) },
-    { 0 },
-};
-
-/* ---- options ---- */
-
-/* Options whose features do not exist here yet are refused by name, never ignored. */
-static int refuse_missing(const struct plan *p, struct opts *opts, struct error **errp)
-{
-    int ret = 0;
-
-    if (p->data_file_raw && !opts_has(opts, "data_file"))
-        return error_set(errp, -EINVAL, "data-file-raw requires data-file");
-    for (const struct opt_desc *desc = qcow2_create_options; ret >= 0 && desc->name; desc++) {
-        bool asked = opts_has(opts, desc->name);
-        if (!(desc->flags & OPT_MISSING))
-            continue;
-        if (desc->type == OPT_BOOL)
-            ret = opts_bool(opts, qcow2_create_options, desc->name, &asked, errp);
-        if (ret >= 0 && asked)
-            return error_set(errp, -ENOTSUP, "Creating qcow2 images with '%s' is not supported", desc->name);
-    }
-    return ret < 0 ? ret : 0;
-}
-
-static int plan_version(struct plan *p, struct error **errp)
-{
-    if (strcmp(p->compat, "0.10") == 0 || strcmp(p->compat, "v2") == 0)
-        p->header.version = 2;
-    else if (strcmp(p->compat, "1.1") == 0 || strcmp(p->compat, "v3") == 0)
-        p->header.version = 3;
-    else
-        return error_set(errp, -EINVAL, "Parameter 'version' does not accept value '%s'", p->compat);
-    if (strcmp(p->compression, "zstd") == 0) {
-        p->header.compression = QCOW2_ZSTD;
-        p->header.incompatible |= QCOW2_INCOMPAT_COMPRESSION;
-    } else if (strcmp(p->compression, "zlib") != 0) {
-        return error_set(errp, -EINVAL, "Parameter 'compression-type' does not accept value '%s'", p->compression);
-    }
-    return 0;
-}
-
-static int plan_widths(struct plan *p, struct error **errp)
-{
-    if (!is_power_of_two(p->cluster_size) || p->cluster_size < 512 || p->cluster_size > (2u << 20))
-        return error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
-    if (!is_power_of_two(p->refcount_bits) || p->refcount_bits > 64)
-        return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
-    if (p->header.version < 3 && p->lazy)
-        return error_set(
-            errp, -EINVAL,
-            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)");
-    if (p->header.version < 3 && p->refcount_bits != 16)
-        return error_set(
-            errp, -EINVAL,
-            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 "
-            "or greater)");
-    if (p->header.version < 3 && p->header.compression != QCOW2_ZLIB)
-        return error_set(errp, -EINVAL,
-                         "Non-zlib compression type is only supported with compatibility level 1.1 and above "
-                         "(use version=v3 or greater)");
-    p->header.cluster_bits = log2_floor(p->cluster_size);
-    p->header.refcount_order = log2_floor(p->refcount_bits);
-    p->header.compatible = p->lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
-    return 0;
-}
-
-static int plan_backing(struct plan *p, struct error **errp)
-{
-    if (p->backing_name && !*p->backing_name)
-        p->backing_name = NULL;
-    bool known = false;
-    for (size_t i = 0; preallocation_words[i]; i++)
-        known = known || strcmp(preallocation_words[i], p->prealloc) == 0;
-    if (!known)
-        return error_set(errp, -EINVAL, "Parameter 'preallocation' does not accept value '%s'", p->prealloc);
-    if (p->backing_format && !p->backing_name)
-        return error_set(errp, -EINVAL, "Backing format cannot be used without backing file");
-    if (p->backing_name && strcmp(p->prealloc, "off") != 0)
-        return error_set(errp, -EINVAL,
-                         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
-    return 0;
-}
-
 /* ---- layout ---- */
 
-static int lay_out(struct plan *p, uint64_t size, struct error **errp)
+static int lay_out(struct qcow2_plan *p, uint64_t size, struct error **errp)
 {
     struct qcow2_header *h = &p->header;
-    unsigned l1_shift = h->cluster_bits * 2 - 3;
-    uint64_t per_block = (p->cluster_size * 8) >> h->refcount_order, total;
+    uint64_t per_block = (p->cluster_size * 8) >> h->refcount_order, total, l1_entries;
 
-    if (size > INT64_MAX - BLK_SECTOR_SIZE || div_round_up(size, UINT64_C(1) << l1_shift) > QCOW2_MAX_L1_BYTES / 8)
+    if (!qcow2_l1_entries(size, h->cluster_bits, &l1_entries))
         return error_set(errp, -EFBIG,
                          "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
     h->size = align_up(size, BLK_SECTOR_SIZE);
-    h->l1_size = (uint32_t)div_round_up(h->size, UINT64_C(1) << l1_shift);
+    h->l1_size = (uint32_t)l1_entries;
     p->l1_clusters = div_round_up((uint64_t)h->l1_size * 8, p->cluster_size);
     p->refblocks = p->reftable_clusters = 1;
     for (;;) {
@@ -219,7 +45,7 @@ static int lay_out(struct plan *p, uint64_t size, struct error **errp)
 }
 
 /* Table, blocks and L1 table: everything but the header. */
-static coroutine_fn int co_write_tables(struct blk_node *file, const struct plan *p)
+static coroutine_fn int co_write_tables(struct blk_node *file, const struct qcow2_plan *p)
 {
     uint64_t total = 1 + p->reftable_clusters + p->refblocks + p->l1_clusters;
     uint64_t per_block = (p->cluster_size * 8) >> p->header.refcount_order;
@@ -263,7 +89,7 @@ static coroutine_fn int co_write_header(struct blk_node *file, const uint8_t *he
     return ret < 0 ? ret : blk_co_flush(file);
 }
 
-static coroutine_fn int co_write_image(struct blk_node *file, struct plan *p, struct error **errp)
+static coroutine_fn int co_write_image(struct blk_node *file, struct qcow2_plan *p, struct error **errp)
 {
     AUTO_FREE uint8_t *head = calloc(1, p->cluster_size);
 
@@ -285,7 +111,7 @@ static coroutine_fn int co_write_image(struct blk_node *file, struct plan *p, st
 }
 
 /* Opens the finished image over the same file node and allocates everything. */
-static coroutine_fn int co_preallocate(struct blk_node *file, const struct plan *p, struct error **errp)
+static coroutine_fn int co_preallocate(struct blk_node *file, const struct qcow2_plan *p, struct error **errp)
 {
     struct opts *opts = opts_new();
 
@@ -305,23 +131,17 @@ static coroutine_fn int co_preallocate(struct blk_node *file, const struct plan 
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
 {
     struct opts *opts = create->options ? opts_clone(create->options) : opts_new();
-    struct plan p = { .compat = "1.1", .prealloc = "off" };
-    int ret = opts_read(opts, qcow2_create_options, &p, errp);
+    struct qcow2_plan p;
+    int ret = qcow2_plan_read(&p, opts, errp);
 
-    if (ret >= 0)
-        ret = plan_version(&p, errp);
-    if (ret >= 0)
-        ret = plan_widths(&p, errp);
-    if (ret >= 0)
-        ret = plan_backing(&p, errp);
-    if (ret >= 0)
-        ret = refuse_missing(&p, opts, errp);
-    if (ret >= 0)
+    if (ret == 0)
+        ret = qcow2_plan_check(&p, opts, errp);
+    if (ret == 0)
         ret = lay_out(&p, create->size, errp);
-    if (ret >= 0)
+    if (ret == 0)
         ret = co_write_image(create->file, &p, errp);
-    if (ret >= 0 && strcmp(p.prealloc, "off") != 0)
+    if (ret == 0 && strcmp(p.prealloc, "off") != 0)
         ret = co_preallocate(create->file, &p, errp);
     opts_free(opts);
-    return ret < 0 ? ret : 0;
+    return ret;
 }

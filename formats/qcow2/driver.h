@@ -9,6 +9,8 @@ extern const struct opt_desc qcow2_options[], qcow2_create_options[];
 coroutine_fn int qcow2_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp);
 coroutine_fn int qcow2_co_close(struct blk_node *node);
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp);
+coroutine_fn int qcow2_co_measure(const struct opts *options, uint64_t size, struct blk_node *source,
+                                  struct blk_measure *measure, struct error **errp);
 void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
                struct blk_extent *extent);
 coroutine_fn int qcow2_co_load(struct blk_node *node, enum blk_op op, uint64_t offset, uint64_t length);

@@ -4,7 +4,7 @@
  * (tests/cli/qcow2-layers checks it).
  *
  *   format.h entry.c set.c state.h             the format; the state in memory
- *   header.c snapshot.c compress.c             what is read of the file and needs nothing else
+ *   header.c snapshot.c bitmap.c compress.c    what is read of the file and needs nothing else
  *   inflight.c writeback.c                     slow requests by guest cluster; sets of writes
  *   corrupt.c dirty.c overlap.c                contradictions; news of changes; what is never overwritten
  *   refcount.c l2cache.c                       metadata in memory
@@ -14,8 +14,8 @@
  *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
- *   options.c truncate.c backing.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c create.c
- *   qcow2.c
+ *   options.c truncate.c backing.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c
+ *   create_options.c create.c measure.c qcow2.c
  *                                              the image as a whole
  */
 #include "driver.h"
@@ -41,6 +41,7 @@ static const struct blk_driver qcow2_driver = {
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
     .co_create = qcow2_co_create,
+    .co_measure = qcow2_co_measure,
     .map = qcow2_map,
     .co_load = qcow2_co_load,
     .co_extent = qcow2_co_extent,

@@ -104,7 +104,7 @@ static coroutine_fn void co_snapshot(struct blk_node *node, const uint8_t *op)
     oracle_result(&oracle, ret);
 }
 
-/* Refused if it is not a whole cluster (-EINVAL), or has data (-EIO). */
+/* Refused if it is not a whole cluster (-EINVAL), or has data (-EIO): of several clusters some may be written then. */
 static coroutine_fn void co_write_compressed(struct blk_node *node, const uint8_t *op, uint64_t offset, uint8_t *buffer)
 {
     uint64_t cluster = UINT64_C(512) << (op[3] / 2 % 9);
@@ -113,7 +113,9 @@ static coroutine_fn void co_write_compressed(struct blk_node *node, const uint8_
     uint64_t length = MIN(cluster, blk_node_size(node) - offset);
     memset(buffer, op[2], length);
     int ret = blk_co_write(node, offset, buffer, length, BLK_REQ_COMPRESSED);
-    if (ret != -EINVAL && ret != -EIO)
+    if (ret == -EIO)
+        oracle_set(&oracle, offset, length, ORACLE_UNKNOWN);
+    else if (ret != -EINVAL)
         oracle_written(&oracle, offset, length, buffer, ret);
 }
 

@@ -44,6 +44,16 @@ struct blk_create {
 coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
                                struct error **errp);
 
+struct blk_measure {
+    uint64_t required, fully_allocated; /* bytes of the file: with the source's data, with all of the disk written */
+    bool has_bitmaps;
+    uint64_t bitmaps; /* and so much more with the source's persistent bitmaps */
+};
+/* How large a new image of this format would be, created with these options (NULL: none): for a disk of `size` bytes,
+ * or for the content of `source`, which may be NULL. */
+coroutine_fn int blk_co_measure(const struct blk_driver *driver, const struct opts *options, uint64_t size,
+                                struct blk_node *source, struct blk_measure *measure, struct error **errp);
+
 /* ---- names ---- */
 
 /* Full name of `name` as seen from the image `base` (a relative path is relative to the folder of base). Caller

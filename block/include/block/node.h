@@ -30,6 +30,7 @@ struct blk_snapshot;
 struct blk_create;
 struct blk_front;
 struct blk_info;
+struct blk_measure;
 struct blk_node;
 struct epoch_domain;
 struct blk_probe;
@@ -107,6 +108,9 @@ struct blk_driver {
      * loss. Called even after a failed write-back, and must free everything. */
     coroutine_fn int (*co_close)(struct blk_node *node);
     coroutine_fn int (*co_create)(struct blk_create *create, struct error **errp);
+    /* How large a file would become (blk_co_measure()). */
+    coroutine_fn int (*co_measure)(const struct opts *options, uint64_t size, struct blk_node *source,
+                                   struct blk_measure *measure, struct error **errp);
 
     /*
      * From memory only: never waits, never allocates host space, any loop, many at once. Fills *extent for [offset,

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* create_options.c: what a new image shall be. */
+#pragma once
+
+#include "state.h"
+
+struct qcow2_plan {
+    /* Options. */
+    const char *backing_name, *backing_format, *prealloc, *compat, *compression;
+    uint64_t cluster_size, refcount_bits;
+    bool lazy, data_file_raw;
+    /* create.c lays it out. */
+    struct qcow2_header header;
+    uint64_t reftable_clusters, refblocks, l1_clusters;
+};
+
+/* The values alone, by the table of create's options; texts are those of `opts`, or constants. */
+int qcow2_plan_read(struct qcow2_plan *plan, struct opts *opts, struct error **errp);
+/* And whether they go together: fills in the header but for what depends on the size. */
+int qcow2_plan_check(struct qcow2_plan *plan, struct opts *opts, struct error **errp);
+bool qcow2_is_preallocation(const char *word);
+/* Whether a disk of this size can be had, and the entries of its L1 table. */
+bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, uint64_t *entries);
