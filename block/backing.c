@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What an image has over its backing file (block/change.h): what it says of it, and its own content. */
+/* What changes an image as a whole (block/change.h): what it says of its backing file and of itself, and its content. */
+#include "graph.h"
 #include "links.h"
 
 #include <base/error.h>
@@ -50,6 +51,23 @@ coroutine_fn int blk_co_make_empty(struct blk_node *node, struct error **errp)
         ret = error_set(errp, -EACCES, "Image is read-only");
     else
         ret = image->driver->co_make_empty(image, errp);
+    blk_co_image_end(image);
+    return ret;
+}
+
+coroutine_fn int blk_co_amend(struct blk_node *node, struct opts *opts, struct error **errp)
+{
+    struct blk_node *image = blk_co_image_begin(node);
+    int ret;
+
+    if (!image || !image->driver->co_amend) {
+        ret = error_set(errp, -ENOTSUP, "Format driver '%s' does not support option amendment", node->driver->name);
+    } else if (!blk_node_writable(image)) {
+        ret = error_set(errp, -EACCES, "Image is read-only");
+    } else {
+        ret = image->driver->co_amend(image, opts, errp);
+        blk_node_report_size(image);
+    }
     blk_co_image_end(image);
     return ret;
 }

@@ -13,5 +13,4 @@ static coroutine_fn int co_later(int argc, char **argv)
 #define LATER(command) \
     static struct img_command later_##command = { .name = #command, .co_run = co_later }; \
     IMG_COMMAND(later_##command)
-LATER(amend)
 LATER(bitmap)

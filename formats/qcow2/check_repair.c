@@ -24,6 +24,7 @@
 #define MAX_TRIES (UINT64_C(1) << 18)
 
 struct rebuild {
+    unsigned order;                         /* of a refcount's width */
     uint64_t total, blocks, table_clusters; /* clusters; of the file as it will be */
     uint64_t *place;                        /* cluster of each block, then the table's first */
     uint8_t *memory;                        /* the blocks, then the table */
@@ -35,10 +36,15 @@ static void free_rebuild(struct rebuild *r)
     free(r->memory);
 }
 
+static unsigned block_bits(const struct qcow2 *s, const struct rebuild *r)
+{
+    return s->header.cluster_bits + 3 - r->order;
+}
+
 /* How many blocks and clusters of the table count `clusters`, and themselves if they come behind these. */
 static void measure(const struct qcow2 *s, struct rebuild *r, uint64_t clusters, bool behind)
 {
-    uint64_t per_block = UINT64_C(1) << s->refblock_bits;
+    uint64_t per_block = UINT64_C(1) << block_bits(s, r);
 
     r->blocks = r->table_clusters = 1;
     for (;;) {
@@ -109,30 +115,29 @@ static int place(struct qcow2_checker *c, struct rebuild *r)
 
 static bool set_count(const struct qcow2 *s, struct rebuild *r, uint64_t cluster, uint64_t value)
 {
-    uint64_t index = cluster & ((UINT64_C(1) << s->refblock_bits) - 1);
+    uint64_t index = cluster & ((UINT64_C(1) << block_bits(s, r)) - 1);
 
-    qcow2_refcount_set(r->memory + (cluster >> s->refblock_bits) * s->cluster_size, s->header.refcount_order, index,
-                       value);
-    return value <= qcow2_refcount_max(s->header.refcount_order);
+    qcow2_refcount_set(r->memory + (cluster >> block_bits(s, r)) * s->cluster_size, r->order, index, value);
+    return value <= qcow2_refcount_max(r->order);
 }
 
-static void forget_reference(struct qcow2_checker *c, uint64_t cluster)
+static void forget_reference(struct qcow2_checker *c, const struct rebuild *r, uint64_t cluster)
 {
-    if (cluster < c->clusters && c->counts[cluster] > qcow2_refcount_max(c->s->header.refcount_order))
+    if (cluster < c->clusters && c->counts[cluster] > qcow2_refcount_max(r->order))
         c->counts[cluster]--;
 }
 
 /* The old table and blocks are counted too until they are given back, but not where narrow refcounts have no room for
  * it: a damaged table may name clusters of others. What is counted stays above zero, so it is not taken for unused. */
-static void forget_old_references(struct qcow2_checker *c)
+static void forget_old_references(struct qcow2_checker *c, const struct rebuild *r)
 {
     const struct qcow2 *s = c->s;
     uint64_t table = s->reftable_offset >> s->cluster_bits;
 
     for (uint64_t i = 0; i < s->reftable_entries; i++)
-        forget_reference(c, be64toh(s->reftable[i]) >> s->cluster_bits);
+        forget_reference(c, r, be64toh(s->reftable[i]) >> s->cluster_bits);
     for (uint64_t i = 0; i < s->reftable_entries * 8 >> s->cluster_bits; i++)
-        forget_reference(c, table + i);
+        forget_reference(c, r, table + i);
 }
 
 static int build(struct qcow2_checker *c, struct rebuild *r)
@@ -146,7 +151,7 @@ static int build(struct qcow2_checker *c, struct rebuild *r)
     r->memory = calloc(r->blocks + r->table_clusters, s->cluster_size);
     if (!r->memory)
         return -ENOMEM;
-    forget_old_references(c);
+    forget_old_references(c, r);
     for (uint64_t i = 0; i < c->clusters; i++)
         fits = set_count(s, r, i, c->counts[i]) && fits;
     for (uint64_t i = 0; i < r->blocks; i++) {
@@ -162,6 +167,7 @@ static coroutine_fn int co_write_rebuilt(struct qcow2 *s, const struct rebuild *
 {
     int ret = 0;
 
+    s->fresh_from = MAX(s->fresh_from, r->total); /* also if it fails: what is free there is not zeroes any more */
     for (uint64_t i = 0; i <= r->blocks && ret == 0; i++)
         ret = blk_co_write(s->node->file, r->place[i] << s->cluster_bits, r->memory + i * s->cluster_size,
                            (i < r->blocks ? 1 : r->table_clusters) << s->cluster_bits, 0);
@@ -172,6 +178,8 @@ static coroutine_fn int co_write_rebuilt(struct qcow2 *s, const struct rebuild *
 static int adopt(struct qcow2 *s, const struct rebuild *r)
 {
     qcow2_refcounts_free(s);
+    s->header.refcount_order = r->order;
+    s->refblock_bits = block_bits(s, r);
     s->reftable_offset = r->place[r->blocks] << s->cluster_bits;
     s->reftable_entries = r->table_clusters * s->cluster_size / 8;
     s->reftable_disk_entries = s->reftable_entries;
@@ -185,17 +193,25 @@ static int adopt(struct qcow2 *s, const struct rebuild *r)
         return -ENOMEM;
     memcpy(s->reftable, r->memory + r->blocks * s->cluster_size, s->reftable_entries * 8);
     s->free_cursor = s->free_bytes = 0;
-    s->fresh_from = MAX(s->fresh_from, r->total);
     return qcow2_collect_metadata(s);
 }
 
-coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
+/* What the header's first sector says of them. */
+static void name_refcounts(struct qcow2 *s, uint64_t table, uint64_t clusters, unsigned order)
+{
+    qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, table);
+    qcow2_header_set32(s, QCOW2_AT_REFTABLE_CLUSTERS, (uint32_t)clusters);
+    if (s->header.version >= 3)
+        qcow2_header_set32(s, QCOW2_AT_REFCOUNT_ORDER, order);
+}
+
+/* Builds them of this width, and names them in the header's first sector. */
+static coroutine_fn int co_rebuild(struct qcow2_checker *c, unsigned order)
 {
     struct qcow2 *s = c->s;
-    struct rebuild r = { 0 };
-
-    qcow2_check_say(c, false, "Rebuilding refcount structure");
+    struct rebuild r = { .order = order };
     int ret = build(c, &r);
+
     if (ret == -ENOSPC)
         qcow2_check_say(c, true, "ERROR no room for new refcount structures: make '%s' larger",
                         s->node->file->filename);
@@ -203,14 +219,72 @@ coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
         ret = co_write_rebuilt(s, &r);
     if (ret == 0) {
         co_mutex_lock(&s->lock);
-        qcow2_header_set64(s, QCOW2_AT_REFTABLE_OFFSET, r.place[r.blocks] << s->cluster_bits);
-        qcow2_header_set32(s, QCOW2_AT_REFTABLE_CLUSTERS, (uint32_t)r.table_clusters);
+        name_refcounts(s, r.place[r.blocks] << s->cluster_bits, r.table_clusters, order);
         ret = qcow2_co_header_write(s);
-        if (ret == 0)
+        if (ret < 0) /* whichever is on disk, the old ones are those in force, and every commit says so first */
+            name_refcounts(s, s->header.reftable_offset, s->header.reftable_clusters, s->header.refcount_order);
+        else
             ret = adopt(s, &r);
         co_mutex_unlock(&s->lock);
     }
     free_rebuild(&r);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c)
+{
+    qcow2_check_say(c, false, "Rebuilding refcount structure");
+    return co_rebuild(c, c->s->header.refcount_order);
+}
+
+/* ---- refcounts of another width ---- */
+
+/* Every count has room in the new width. */
+static int check_width(const struct qcow2_checker *c, unsigned order, struct error **errp)
+{
+    for (uint64_t i = 0; i < c->clusters; i++) {
+        if (c->counts[i] > qcow2_refcount_max(order))
+            return error_set(errp, -EINVAL,
+                             "Cannot decrease refcount entry width to %u bits: Cluster at offset %#" PRIx64
+                             " has a refcount of %" PRIu32,
+                             1u << order, i << c->s->cluster_bits, c->counts[i]);
+    }
+    return 0;
+}
+
+static coroutine_fn int co_change_width(struct qcow2_checker *c, unsigned order, struct error **errp)
+{
+    struct qcow2 *s = c->s;
+    int ret = qcow2_co_settle_all(s);
+
+    if (ret == 0)
+        ret = qcow2_co_count_references(c);
+    if (ret == 0 && (c->check->corruptions || c->check->check_errors))
+        return error_set(errp, -EIO, "The image has errors: repair it first (check -r all)");
+    if (ret == 0 && check_width(c, order, errp) < 0)
+        return -EINVAL;
+    if (ret == 0)
+        ret = co_rebuild(c, order);
+    /* What held the old ones is given back. */
+    if (ret == 0)
+        ret = qcow2_co_count_references(c);
+    if (ret == 0)
+        ret = qcow2_co_compare_refcounts(c, BLK_FIX_LEAKS);
+    if (ret == 0)
+        ret = qcow2_co_settle_all(s);
+    return ret < 0 ? error_set_errno(errp, ret, "Could not change the width of the refcounts") : 0;
+}
+
+coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order, struct error **errp)
+{
+    struct blk_check check = { 0 };
+    struct qcow2_checker c = { .s = s, .check = &check, .fix = BLK_FIX_LEAKS };
+
+    qcow2_slices_forget(s);
+    int ret = co_change_width(&c, order, errp);
+    free(c.counts);
+    free(c.not_tables);
+    qcow2_slices_forget(s);
     return ret;
 }
 

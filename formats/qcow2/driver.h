@@ -4,7 +4,7 @@
 
 #include "state.h"
 
-extern const struct opt_desc qcow2_options[], qcow2_create_options[];
+extern const struct opt_desc qcow2_options[], qcow2_create_options[], qcow2_amend_options[];
 
 coroutine_fn int qcow2_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp);
 coroutine_fn int qcow2_co_close(struct blk_node *node);
@@ -26,6 +26,7 @@ coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64
 coroutine_fn int qcow2_co_flush(struct blk_node *node);
 coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
                                    struct error **errp);
+coroutine_fn int qcow2_co_amend(struct blk_node *node, struct opts *opts, struct error **errp);
 coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp);
 coroutine_fn int qcow2_co_change_backing(struct blk_node *node, const char *name, const char *format,
                                          struct error **errp);

@@ -11,6 +11,7 @@
 #define QCOW2_MAGIC 0x514649fbu
 #define QCOW2_V2_HEADER_LENGTH 72u
 #define QCOW2_V3_HEADER_LENGTH 104u
+#define QCOW2_V2_REFCOUNT_ORDER 4u /* 16 bits */
 
 #define QCOW2_MIN_CLUSTER_BITS 9u
 #define QCOW2_MAX_CLUSTER_BITS 21u
@@ -50,6 +51,7 @@ enum qcow2_compression { QCOW2_ZLIB, QCOW2_ZSTD };
 
 /* Byte offsets of header fields that are changed in place; all lie in the first sector. */
 enum qcow2_header_field {
+    QCOW2_AT_VERSION = 4,
     QCOW2_AT_BACKING_OFFSET = 8,
     QCOW2_AT_BACKING_LENGTH = 16,
     QCOW2_AT_SIZE = 24,
@@ -60,7 +62,10 @@ enum qcow2_header_field {
     QCOW2_AT_SNAPSHOT_COUNT = 60,
     QCOW2_AT_SNAPSHOTS_OFFSET = 64,
     QCOW2_AT_INCOMPATIBLE = 72,
+    QCOW2_AT_COMPATIBLE = 80,
     QCOW2_AT_AUTOCLEAR = 88,
+    QCOW2_AT_REFCOUNT_ORDER = 96,
+    QCOW2_AT_HEADER_LENGTH = 100,
 };
 
 struct qcow2_header {

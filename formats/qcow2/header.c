@@ -126,7 +126,7 @@ int qcow2_header_parse(const uint8_t *data, size_t length, struct qcow2_header *
     if (h->version == 3) {
         read_v3_fields(data, h);
     } else {
-        h->refcount_order = 4;
+        h->refcount_order = QCOW2_V2_REFCOUNT_ORDER;
         h->header_length = QCOW2_V2_HEADER_LENGTH;
     }
     if (h->version == 3 && h->header_length > QCOW2_V3_HEADER_LENGTH && length > QCOW2_V3_HEADER_LENGTH)

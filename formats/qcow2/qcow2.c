@@ -14,7 +14,7 @@
  *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
- *   options.c truncate.c backing.c vmstate.c snapshot_change.c check.c check_repair.c info.c open.c reopen.c
+ *   options.c truncate.c relayout.c vmstate.c snapshot_change.c check.c check_repair.c amend.c info.c open.c reopen.c
  *   create_options.c create.c measure.c qcow2.c
  *                                              the image as a whole
  */
@@ -56,6 +56,8 @@ static const struct blk_driver qcow2_driver = {
     .drain_end = qcow2_drain_end,
     .co_truncate = qcow2_co_truncate,
     .child_changed = qcow2_child_changed,
+    .amend_options = qcow2_amend_options,
+    .co_amend = qcow2_co_amend,
     .co_make_empty = qcow2_co_make_empty,
     .co_change_backing = qcow2_co_change_backing,
     .co_snapshot_create = qcow2_co_snapshot_create,

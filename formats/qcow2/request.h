@@ -19,6 +19,9 @@ enum qcow2_clear {
     QCOW2_CLEAR_DROP
 };
 coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how);
+/* Turns zero clusters into data, or into nothing where that reads as zeroes too: version 2 has none. Nothing is in
+ * flight. */
+coroutine_fn int qcow2_co_expand_zeroes(struct qcow2 *s);
 /* Drops entries past the end of a disk of this size: of a shrink that was cut off, or VM state of a snapshot that was
  * applied. Nothing is in flight. */
 coroutine_fn int qcow2_co_drop_past_end(struct qcow2 *s, uint64_t size);

@@ -273,6 +273,33 @@ coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64
     return last > first ? qcow2_co_clear(s, first, last - first, QCOW2_CLEAR_DISCARD) : 0;
 }
 
+/* A run of zero clusters: what shows through an absent one may be zeroes too, else they are data. */
+static coroutine_fn int co_expand_run(struct qcow2 *s, uint64_t offset, uint64_t length)
+{
+    uint64_t step = MIN(length, UINT64_C(2) << 20);
+    int ret = 0;
+
+    if (!s->node->backing)
+        return qcow2_co_clear(s, offset, align_up(length, s->cluster_size), QCOW2_CLEAR_DROP);
+    for (uint64_t at = 0; at < length && ret == 0; at += step)
+        ret = co_write_zero_data(s, offset + at, MIN(step, length - at));
+    return ret;
+}
+
+coroutine_fn int qcow2_co_expand_zeroes(struct qcow2 *s)
+{
+    uint64_t size = blk_node_size(s->node);
+    struct blk_extent extent;
+    int ret = qcow2_co_drop_past_end(s, size);
+
+    for (uint64_t offset = 0; offset < size && ret == 0; offset += extent.length) {
+        ret = blk_co_map(s->node, offset, size - offset, &extent);
+        if (ret == 0 && extent.kind == BLK_ZERO)
+            ret = co_expand_run(s, offset, extent.length);
+    }
+    return ret;
+}
+
 coroutine_fn int qcow2_co_drop_past_end(struct qcow2 *s, uint64_t size)
 {
     uint64_t start = align_up(size, s->cluster_size), end = (uint64_t)s->l1_size << s->l1_shift;

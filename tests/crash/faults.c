@@ -130,7 +130,7 @@ static const struct workload {
 } workloads[] = {
     { "guest", faults_co_guest },   { "compressed", faults_co_guest }, { "create", faults_co_create },
     { "resize", faults_co_resize }, { "repair", faults_co_repair },    { "backing", faults_co_backing },
-    { "empty", faults_co_empty },
+    { "empty", faults_co_empty },   { "amend", faults_co_amend },
 };
 
 struct arguments {

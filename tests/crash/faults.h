@@ -35,6 +35,7 @@ coroutine_fn void faults_co_resize(struct faults *f);
 coroutine_fn void faults_co_repair(struct faults *f);
 coroutine_fn void faults_co_backing(struct faults *f);
 coroutine_fn void faults_co_empty(struct faults *f);
+coroutine_fn void faults_co_amend(struct faults *f);
 
 /* ---- faults.c ---- */
 

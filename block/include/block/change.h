@@ -29,6 +29,10 @@ coroutine_fn int blk_co_set_backing(struct blk_node *node, struct blk_node *back
 coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, const char *format,
                                        struct error **errp);
 
+/* The image, or that below a filter, has other options (driver->amend_options) than it was created with. If one of
+ * several fails, others may have changed. -ENOTSUP: its format has none. */
+coroutine_fn int blk_co_amend(struct blk_node *node, struct opts *opts, struct error **errp);
+
 /* Everything that the image, or that below a filter, holds itself goes: the whole disk shows its backing file.
  * Snapshots keep what they have. Cut off half way, some of it is gone. -ENOTSUP: its format has no place for a backing
  * file. */

@@ -78,9 +78,9 @@ enum blk_driver_flags {
 struct blk_driver {
     const char *name;
     unsigned flags;
-    size_t state_size;                     /* node->state: zeroed memory of this size */
-    const struct opt_desc *options;        /* for opening; NULL: none */
-    const struct opt_desc *create_options; /* for `img-tool create -o`; NULL: cannot create */
+    size_t state_size;                                     /* node->state: zeroed memory of this size */
+    const struct opt_desc *options;                        /* for opening; NULL: none */
+    const struct opt_desc *create_options, *amend_options; /* for `img-tool create -o`; NULL: cannot create */
     const char *const
         *protocol_prefixes; /* "file", "nbd", …: file names that begin `prefix:`; NULL-terminated or NULL */
 
@@ -183,6 +183,9 @@ struct blk_driver {
     coroutine_fn int (*co_change_backing)(struct blk_node *node, const char *name, const char *format,
                                           struct error **errp);
 
+    /* Options of an image that is there (blk_co_amend()), validated by the table. Drained, main loop; the node is
+     * writable. */
+    coroutine_fn int (*co_amend)(struct blk_node *node, struct opts *opts, struct error **errp);
     /* Everything goes that the image holds itself (blk_co_make_empty()). Drained, main loop; the node is writable. */
     coroutine_fn int (*co_make_empty)(struct blk_node *node, struct error **errp);
 

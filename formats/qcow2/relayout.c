@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Recording another backing file: its name lies in the first cluster, behind the header extensions, of which one is its
- * format.
+ * Changing what the first cluster says behind the header's fixed fields: another backing file, whose name lies behind
+ * the header extensions, of which one is its format; and another version, whose extensions begin elsewhere.
  *
  * Only the first sector is written in one piece, and what it refers to may reach beyond it. So nothing changes there
  * that the sector on disk refers to: what is new is written, and durable, where nothing was, and then the sector names
@@ -11,6 +11,7 @@
 #include "commit.h"
 #include "driver.h"
 #include "header.h"
+#include "relayout.h"
 
 #include <base/error.h>
 #include <stdlib.h>
@@ -20,14 +21,16 @@
 struct head {
     uint8_t *data;     /* of a whole cluster */
     size_t begin, end; /* what its first sector refers to beyond itself */
+    uint32_t version, header_length;
     uint32_t name_offset, name_length;
 };
 
 /* What it shall say. */
 struct wanted {
     const char *name, *format; /* NULL: none */
-    bool features;             /* keep the table of features' names, which nothing depends on */
-    size_t behind;             /* the part that is not in the first sector begins here at the earliest */
+    uint32_t version;
+    bool features; /* keep the table of features' names, which nothing depends on */
+    size_t behind; /* the part that is not in the first sector begins here at the earliest */
 };
 
 /* ---- laying out ---- */
@@ -93,15 +96,14 @@ static bool stays(const struct wanted *wanted, uint32_t type)
 }
 
 /* The extensions of `from` that stay, in their order. *any: there are some. `head` NULL: only that is asked. */
-static bool put_others(struct head *head, size_t room, const struct head *from, size_t header_length,
-                       const struct wanted *wanted, bool *any)
+static bool put_others(struct head *head, size_t room, const struct head *from, const struct wanted *wanted, bool *any)
 {
     uint32_t type;
     const uint8_t *data;
     size_t length;
 
     *any = false;
-    for (size_t at = header_length; next_extension(from, room, &at, &type, &data, &length);) {
+    for (size_t at = from->header_length; next_extension(from, room, &at, &type, &data, &length);) {
         if (!stays(wanted, type))
             continue;
         *any = true;
@@ -111,28 +113,43 @@ static bool put_others(struct head *head, size_t room, const struct head *from, 
     return true;
 }
 
+/* The fixed fields. A version 3 header that was one of version 2 has no features, and ends after the compression type. */
+static void put_fields(struct head *head, size_t room, const struct head *from, uint32_t version)
+{
+    head->version = version;
+    head->header_length = from->header_length;
+    if (version < from->version)
+        head->header_length = QCOW2_V2_HEADER_LENGTH;
+    else if (version > from->version)
+        head->header_length = QCOW2_V3_HEADER_LENGTH + 8;
+    memset(head->data, 0, room);
+    memcpy(head->data, from->data, MIN(from->header_length, head->header_length));
+    store_be32(head->data + QCOW2_AT_VERSION, version);
+    if (version > from->version) {
+        store_be32(head->data + QCOW2_AT_REFCOUNT_ORDER, QCOW2_V2_REFCOUNT_ORDER);
+        store_be32(head->data + QCOW2_AT_HEADER_LENGTH, head->header_length);
+    }
+}
+
 /* Fills `head` from `from` and what is wanted. false: there is no room. */
-static bool lay_out(struct head *head, size_t room, const struct head *from, size_t header_length,
-                    const struct wanted *wanted)
+static bool lay_out(struct head *head, size_t room, const struct head *from, const struct wanted *wanted)
 {
     size_t name_length = wanted->name ? strlen(wanted->name) : 0;
     bool others, fits = true;
 
     /* What is before the second part lies in the first sector. */
+    put_fields(head, room, from, wanted->version);
     if (wanted->behind &&
-        header_length + 4 * EXTENSION_HEADER + sizeof(((struct qcow2 *)0)->backing_format) > BLK_SECTOR_SIZE)
+        head->header_length + 4 * EXTENSION_HEADER + sizeof(((struct qcow2 *)0)->backing_format) > BLK_SECTOR_SIZE)
         return false;
-    memset(head->data, 0, room);
-    memcpy(head->data, from->data, header_length);
     head->begin = MAX(wanted->behind, (size_t)BLK_SECTOR_SIZE);
-    head->end = header_length;
-    put_others(NULL, room, from, header_length, wanted, &others);
+    head->end = head->header_length;
+    put_others(NULL, room, from, wanted, &others);
     if (wanted->format)
         fits = put_extension(head, room, QCOW2_EXT_BACKING_FORMAT, wanted->format, strlen(wanted->format));
     if (fits && others && wanted->behind)
         fits = put_filler(head, room, wanted->behind);
-    fits = fits && put_others(head, room, from, header_length, wanted, &others) &&
-           put_extension(head, room, QCOW2_EXT_END, NULL, 0);
+    fits = fits && put_others(head, room, from, wanted, &others) && put_extension(head, room, QCOW2_EXT_END, NULL, 0);
     if (fits && name_length)
         head->end = MAX(head->end, wanted->behind);
     head->name_offset = name_length ? (uint32_t)head->end : 0;
@@ -145,11 +162,11 @@ static bool lay_out(struct head *head, size_t room, const struct head *from, siz
 }
 
 /* Where what the first cluster on disk refers to ends. */
-static size_t end_of(const struct head *head, size_t room, size_t header_length)
+static size_t end_of(const struct head *head, size_t room)
 {
     uint32_t type;
     const uint8_t *data;
-    size_t length, at = header_length;
+    size_t length, at = head->header_length;
 
     while (next_extension(head, room, &at, &type, &data, &length))
         ;
@@ -168,19 +185,23 @@ static bool place(uint8_t *data, const struct head *now, const struct head *next
 
 /* ---- writing ---- */
 
-/* What the extensions and the name take of the first sector, whose other fields are others'. */
-static void set_sector(struct qcow2 *s, const uint8_t *data)
+/* What a step changes of the first sector; its other fields, up to `fixed`, are others'. */
+static void set_sector(struct qcow2 *s, const struct head *head, size_t fixed)
 {
-    size_t fixed = MIN((size_t)s->header.header_length, sizeof(s->sector0));
-
-    memcpy(s->sector0 + QCOW2_AT_BACKING_OFFSET, data + QCOW2_AT_BACKING_OFFSET, 12);
-    memcpy(s->sector0 + fixed, data + fixed, sizeof(s->sector0) - fixed);
+    memcpy(s->sector0 + QCOW2_AT_VERSION, head->data + QCOW2_AT_VERSION, 4);
+    memcpy(s->sector0 + QCOW2_AT_BACKING_OFFSET, head->data + QCOW2_AT_BACKING_OFFSET, 12);
+    memcpy(s->sector0 + fixed, head->data + fixed, sizeof(s->sector0) - fixed);
+    s->header.version = head->version;
+    s->header.header_length = head->header_length;
+    s->header.backing_offset = head->name_offset;
+    s->header.backing_length = head->name_length;
 }
 
 /* From `now`, whose cluster is `data` on disk, to `next`; or nothing has changed. */
 static coroutine_fn int co_step(struct qcow2 *s, uint8_t *data, const struct head *now, const struct head *next)
 {
     size_t end = align_up(next->end, BLK_SECTOR_SIZE);
+    size_t shorter = MIN(now->header_length, next->header_length), fixed = MIN(shorter, (size_t)BLK_SECTOR_SIZE);
     int ret = 0;
 
     if (!place(data, now, next))
@@ -192,34 +213,31 @@ static coroutine_fn int co_step(struct qcow2 *s, uint8_t *data, const struct hea
     if (ret < 0)
         return ret;
     co_mutex_lock(&s->lock);
-    set_sector(s, next->data);
+    set_sector(s, next, fixed);
     ret = qcow2_co_header_write(s);
     if (ret < 0)
-        set_sector(s, now->data);
-    s->header.backing_offset = ret < 0 ? now->name_offset : next->name_offset;
-    s->header.backing_length = ret < 0 ? now->name_length : next->name_length;
+        set_sector(s, now, fixed);
     co_mutex_unlock(&s->lock);
     return ret;
 }
 
 /* With the table of features' names, or without if there is no room for it. */
-static bool lay_out_somehow(struct head *head, size_t room, const struct head *from, size_t header_length,
-                            struct wanted *wanted)
+static bool lay_out_somehow(struct head *head, size_t room, const struct head *from, struct wanted *wanted)
 {
-    wanted->features = true;
-    if (lay_out(head, room, from, header_length, wanted))
+    wanted->features = wanted->version >= 3;
+    if (wanted->features && lay_out(head, room, from, wanted))
         return true;
     wanted->features = false;
-    return lay_out(head, room, from, header_length, wanted);
+    return lay_out(head, room, from, wanted);
 }
 
 static coroutine_fn int co_steps(struct qcow2 *s, uint8_t *data, const struct head *now, struct head *between,
                                  struct head *final, struct wanted *wanted)
 {
-    size_t room = s->cluster_size, header_length = s->header.header_length;
+    size_t room = s->cluster_size;
     int ret = -ENOSPC;
 
-    if (!lay_out_somehow(final, room, now, header_length, wanted))
+    if (!lay_out_somehow(final, room, now, wanted))
         return -ENOSPC;
     memcpy(data, now->data, room);
     if (place(data, now, final)) {
@@ -227,7 +245,7 @@ static coroutine_fn int co_steps(struct qcow2 *s, uint8_t *data, const struct he
     } else {
         memcpy(data, now->data, room);
         wanted->behind = align_up(MAX(now->end, final->end), 8);
-        if (lay_out_somehow(between, room, now, header_length, wanted))
+        if (lay_out_somehow(between, room, now, wanted))
             ret = co_step(s, data, now, between);
         if (ret == 0)
             ret = co_step(s, data, between, final);
@@ -235,31 +253,45 @@ static coroutine_fn int co_steps(struct qcow2 *s, uint8_t *data, const struct he
     return ret;
 }
 
-static coroutine_fn int co_change(struct qcow2 *s, const char *name, const char *format)
+static coroutine_fn int co_change_all(struct qcow2 *s, struct wanted *wanted)
 {
     size_t room = s->cluster_size;
     uint8_t *memory = blk_buffer_alloc(s->node->file, 4 * room);
     struct head now = { .data = memory, .begin = BLK_SECTOR_SIZE }, between = { .data = memory + room },
                 final = { .data = memory + 2 * room };
-    struct wanted wanted = { .name = name, .format = format };
     int ret = memory ? blk_co_read(s->node->file, 0, now.data, room) : -ENOMEM;
 
     if (ret == 0) {
+        now.version = s->header.version;
+        now.header_length = s->header.header_length;
         now.name_offset = (uint32_t)s->header.backing_offset;
         now.name_length = s->header.backing_length;
-        now.end = end_of(&now, room, s->header.header_length);
-        ret = co_steps(s, memory + 3 * room, &now, &between, &final, &wanted);
+        now.end = end_of(&now, room);
+        ret = co_steps(s, memory + 3 * room, &now, &between, &final, wanted);
     }
     free(memory);
     return ret;
 }
 
-/* ---- for the block layer ---- */
+static coroutine_fn int co_change(struct qcow2 *s, struct wanted *wanted, struct error **errp)
+{
+    /* What the new header relies on is on disk before: content that the new backing file does not have, say. */
+    int ret = qcow2_co_settle_all(s);
+
+    if (ret == 0)
+        ret = co_change_all(s, wanted);
+    if (ret == -ENOSPC)
+        return error_set(errp, ret, "No space left in the file header");
+    return ret < 0 ? error_set_errno(errp, ret, "Could not write the image's header") : 0;
+}
+
+/* ---- what changes ---- */
 
 coroutine_fn int qcow2_co_change_backing(struct blk_node *node, const char *name, const char *format,
                                          struct error **errp)
 {
     struct qcow2 *s = node->state;
+    struct wanted wanted = { .name = name, .format = format, .version = s->header.version };
 
     if (name && strlen(name) > QCOW2_MAX_BACKING_NAME)
         return error_set(errp, -EINVAL, "%s", strerror(EINVAL));
@@ -267,16 +299,20 @@ coroutine_fn int qcow2_co_change_backing(struct blk_node *node, const char *name
         return error_set(errp, -EINVAL, "%s", strerror(EINVAL));
     if (atomic_load(&s->corrupt))
         return error_set(errp, -EIO, "The image is marked corrupt");
-    /* What the new one does not have is in the image, and stays, before it is named. */
-    int ret = qcow2_co_settle_all(s);
-    if (ret == 0)
-        ret = co_change(s, name, format);
-    if (ret == -ENOSPC)
-        return error_set(errp, ret, "No space left in the file header");
+    int ret = co_change(s, &wanted, errp);
     if (ret < 0)
-        return error_set_errno(errp, ret, "Could not write the image's header");
+        return ret;
     free(s->backing_name);
     s->backing_name = name ? xstrdup(name) : NULL;
     snprintf(s->backing_format, sizeof(s->backing_format), "%s", format ? format : "");
     return 0;
+}
+
+coroutine_fn int qcow2_co_change_version(struct qcow2 *s, uint32_t version, struct error **errp)
+{
+    struct wanted wanted = { .name = s->backing_name,
+                             .format = *s->backing_format ? s->backing_format : NULL,
+                             .version = version };
+
+    return co_change(s, &wanted, errp);
 }

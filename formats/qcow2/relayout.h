@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* relayout.c: the first cluster, laid out anew. */
+#pragma once
+
+#include "state.h"
+
+/* The header is one of version 2 or 3 from now on; or nothing has changed. Nothing is in flight, and nothing is in use
+ * that version 2 does not have. */
+coroutine_fn int qcow2_co_change_version(struct qcow2 *s, uint32_t version, struct error **errp);
