@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What changes an image as a whole (block/change.h): what it says of its backing file and of itself, and its content. */
+/* What changes an image as a whole (block/change.h): its backing file as it records it, its options, its content. */
 #include "graph.h"
 #include "links.h"
 

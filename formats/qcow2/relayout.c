@@ -113,7 +113,7 @@ static bool put_others(struct head *head, size_t room, const struct head *from, 
     return true;
 }
 
-/* The fixed fields. A version 3 header that was one of version 2 has no features, and ends after the compression type. */
+/* The fixed fields. A header that becomes one of version 3 has no features, and ends after the compression type. */
 static void put_fields(struct head *head, size_t room, const struct head *from, uint32_t version)
 {
     head->version = version;
