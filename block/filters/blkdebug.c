@@ -2,13 +2,14 @@
 /*
  * blkdebug: a filter that lets I/O fail, late, short, or on a device with other limits, as rules say.
  *
- * Options as in QEMU: inject-error.N, set-state.N, align, max-transfer, opt-/max-write-zero, opt-/max-discard. Its
- * events are those that the node itself sees (an I/O that arrives); `none`, or no event, is any of them. Ours are
- * after=N (the N-th matching I/O from now is the first to fail), delay-ns, and short (half of a write lands first).
+ * Options as in QEMU: config, inject-error.N, set-state.N, align, max-transfer, opt-/max-write-zero, opt-/max-discard.
+ * Ours are after=N (the N-th matching I/O from now is the first to fail), delay-ns, and short (half of a write lands
+ * first). Events: blkdebug_rules.c. Requests stop at breakpoints: blkdebug_break.c.
  *
  * Invariant: where there is no rule and no limit the node maps to its child and costs nothing. Else every request
  * passes a rule check exactly once for each piece that goes to the child.
  */
+#include "blkdebug_break.h"
 #include "blkdebug_rules.h"
 #include "filter.h"
 
@@ -29,9 +30,11 @@ struct blkdebug {
     uint64_t align, max_transfer, opt_zeroes, max_zeroes, opt_discard, max_discard; /* 0: none */
     struct co_rwlock rewrite; /* with align: held for writing by read-modify-write, for reading by other writes */
     struct blkdebug_rules rules;
+    struct blkdebug_breaks breaks;
 };
 
 static const struct opt_desc blkdebug_options[] = {
+    { .name = "config", .type = OPT_STRING, .flags = OPT_CONTENT, .help = "Path to the configuration file" },
     { .name = "align", .type = OPT_SIZE, .flags = OPT_CONTENT, .def = "0", .help = "Required alignment in bytes" },
     { .name = "max-transfer",
       .type = OPT_SIZE,
@@ -96,12 +99,50 @@ static int read_limits(struct blkdebug *s, struct opts *opts, struct error **err
 
 /* ---- rules ---- */
 
+static coroutine_fn void blkdebug_co_event(struct blk_node *node, enum blk_event event)
+{
+    struct blkdebug *s = node->state;
+
+    blkdebug_rules_event(&s->rules, event);
+    blkdebug_breaks_co_reach(&s->breaks, event);
+}
+
+/* Does a format above tell its events? */
+static bool is_told(const struct blk_node *node)
+{
+    const struct blk_child *link;
+
+    list_for_each(link, &node->parents, in_node) {
+        if (link->parent && (link->parent->driver->flags & BLK_DRIVER_TELLS))
+            return true;
+    }
+    return false;
+}
+
+/* What an I/O that arrives is an event of. */
+static coroutine_fn void co_arrive(struct blk_node *node, enum blkdebug_type type)
+{
+    if (type == BLKDEBUG_READ && !is_told(node))
+        blkdebug_co_event(node, BLK_EVENT_READ_AIO);
+    if (type == BLKDEBUG_WRITE && !is_told(node))
+        blkdebug_co_event(node, BLK_EVENT_WRITE_AIO);
+    if (type == BLKDEBUG_WRITE)
+        blkdebug_co_event(node, BLK_EVENT_PWRITEV);
+    if (type == BLKDEBUG_WRITE_ZEROES)
+        blkdebug_co_event(node, BLK_EVENT_PWRITEV_ZERO);
+    if (type == BLKDEBUG_FLUSH)
+        blkdebug_co_event(node, BLK_EVENT_FLUSH_TO_DISK);
+}
+
 /* Waits as told; 0 or what to fail with. */
-static coroutine_fn int co_judge(struct blkdebug *s, enum blkdebug_type type, uint64_t offset, uint64_t length,
+static coroutine_fn int co_judge(struct blk_node *node, enum blkdebug_type type, uint64_t offset, uint64_t length,
                                  bool *cut)
 {
+    struct blkdebug *s = node->state;
+
     if (type != BLKDEBUG_BLOCK_STATUS)
         atomic_fetch_add_explicit(&s->requests, 1, memory_order_relaxed);
+    co_arrive(node, type);
     struct blkdebug_verdict verdict = blkdebug_rules_judge(&s->rules, type, offset, length);
     if (verdict.delay_ns)
         co_sleep_ns(verdict.delay_ns);
@@ -138,16 +179,23 @@ void blkdebug_clear(struct blk_node *node)
 
 /* ---- opening ---- */
 
-/* blkdebug:CONFIG:IMAGE; only an empty CONFIG. NULL where the node was not named like that. */
-static int image_name(const struct blk_node *node, const char **image, struct error **errp)
+/* blkdebug:CONFIG:IMAGE, or the option. *image: NULL if the node was not named like that. */
+static int read_config(const struct blk_node *node, struct opts *opts, const char **image, struct error **errp)
 {
+    AUTO_FREE char *config = opts_take(opts, "config");
+
     *image = NULL;
-    if (!node->filename || strncmp(node->filename, "blkdebug:", 9) != 0)
-        return 0;
-    if (node->filename[9] != ':')
-        return error_set(errp, -ENOTSUP, "blkdebug: configuration files are not supported, give the rules as options");
-    *image = node->filename + 10;
-    return 0;
+    if (node->filename && strncmp(node->filename, "blkdebug:", 9) == 0) {
+        const char *name = node->filename + 9, *colon = strchr(name, ':');
+        if (!colon)
+            return error_set(errp, -EINVAL, "blkdebug requires both config file and image path");
+        *image = colon + 1;
+        if (colon > name) {
+            free(config);
+            config = xasprintf("%.*s", (int)(colon - name), name);
+        }
+    }
+    return config ? blkdebug_config_read(config, opts, errp) : 0;
 }
 
 static coroutine_fn int blkdebug_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp)
@@ -157,7 +205,9 @@ static coroutine_fn int blkdebug_co_open(struct blk_node *node, struct opts *opt
 
     co_rwlock_init(&s->rewrite);
     blkdebug_rules_init(&s->rules);
-    int ret = image_name(node, &image, errp);
+    blkdebug_breaks_init(&s->breaks);
+    atomic_fetch_add(&blk_event_listeners, 1);
+    int ret = read_config(node, opts, &image, errp);
     if (ret == 0)
         ret = blkdebug_rules_read(&s->rules, opts, errp);
     if (ret == 0)
@@ -179,9 +229,62 @@ static coroutine_fn int blkdebug_co_close(struct blk_node *node)
 {
     struct blkdebug *s = node->state;
 
+    atomic_fetch_sub(&blk_event_listeners, 1);
+    blkdebug_breaks_finish(&s->breaks);
     blkdebug_rules_finish(&s->rules);
     co_rwlock_finish(&s->rewrite);
     return 0;
+}
+
+/* ---- breakpoints ---- */
+
+/* The nearest one at or below the node, or NULL. */
+static struct blkdebug *find(const struct blk_node *node)
+{
+    while (node && node->driver->co_event != blkdebug_co_event)
+        node = node->file;
+    return node ? node->state : NULL;
+}
+
+int blkdebug_break(struct blk_node *node, const char *event, const char *tag)
+{
+    struct blkdebug *s = find(node);
+
+    if (!s)
+        return -ENOTSUP;
+    for (unsigned i = 0; blk_event_words[i]; i++) {
+        if (strcmp(blk_event_words[i], event) == 0) {
+            atomic_store(&s->rules.any, true);
+            blkdebug_breaks_set(&s->breaks, i, tag);
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
+
+int blkdebug_has_stopped(struct blk_node *node, const char *tag)
+{
+    struct blkdebug *s = find(node);
+
+    return s ? blkdebug_breaks_has_stopped(&s->breaks, tag) : -ENOTSUP;
+}
+
+int blkdebug_resume(struct blk_node *node, const char *tag)
+{
+    struct blkdebug *s = find(node);
+
+    if (!s)
+        return -ENOTSUP;
+    return blkdebug_breaks_resume(&s->breaks, tag) ? 0 : -ENOENT;
+}
+
+int blkdebug_remove_break(struct blk_node *node, const char *tag)
+{
+    struct blkdebug *s = find(node);
+
+    if (!s)
+        return -ENOTSUP;
+    return blkdebug_breaks_remove(&s->breaks, tag) ? 0 : -ENOENT;
 }
 
 /* ---- requests ---- */
@@ -205,13 +308,13 @@ static coroutine_fn int blkdebug_co_extent(struct blk_node *node, uint64_t offse
                                            struct blk_extent *extent)
 {
     blk_extent_pass(extent, node->file, offset, length);
-    return co_judge(node->state, BLKDEBUG_BLOCK_STATUS, offset, length, NULL);
+    return co_judge(node, BLKDEBUG_BLOCK_STATUS, offset, length, NULL);
 }
 
 /* One piece that keeps to the limits; the buffer is the whole of it. */
 static coroutine_fn int co_read_piece(struct blk_node *node, uint64_t offset, char *buffer, uint64_t length)
 {
-    int ret = co_judge(node->state, BLKDEBUG_READ, offset, length, NULL);
+    int ret = co_judge(node, BLKDEBUG_READ, offset, length, NULL);
 
     return ret < 0 ? ret : blk_co_read(node->file, offset, buffer, length);
 }
@@ -220,13 +323,16 @@ static coroutine_fn int co_write_piece(struct blk_node *node, uint64_t offset, c
                                        unsigned flags)
 {
     bool cut;
-    int ret = co_judge(node->state, BLKDEBUG_WRITE, offset, length, &cut);
+    int ret = co_judge(node, BLKDEBUG_WRITE, offset, length, &cut);
 
     if (ret < 0 && cut && length > BLK_SECTOR_SIZE) {
         uint64_t half = align_down(length / 2, BLK_SECTOR_SIZE);
         blk_co_write(node->file, offset, buffer, MAX(half, (uint64_t)BLK_SECTOR_SIZE), flags);
     }
-    return ret < 0 ? ret : blk_co_write(node->file, offset, buffer, length, flags);
+    if (ret == 0)
+        ret = blk_co_write(node->file, offset, buffer, length, flags);
+    blkdebug_co_event(node, BLK_EVENT_PWRITEV_DONE);
+    return ret;
 }
 
 static void copy_iov(const struct iovec *iov, int iov_count, char *buffer, bool to_buffer)
@@ -335,7 +441,7 @@ static coroutine_fn int blkdebug_co_write_zeroes(struct blk_node *node, uint64_t
         return -ENOTSUP;
     for (uint64_t done = 0; done < length && ret == 0; done += max) {
         uint64_t piece = MIN(max, length - done);
-        ret = co_judge(s, BLKDEBUG_WRITE_ZEROES, offset + done, piece, NULL);
+        ret = co_judge(node, BLKDEBUG_WRITE_ZEROES, offset + done, piece, NULL);
         if (ret == 0)
             ret = blk_co_write_zeroes(node->file, offset + done, piece, flags);
     }
@@ -353,7 +459,7 @@ static coroutine_fn int blkdebug_co_discard(struct blk_node *node, uint64_t offs
 
     for (; start < end && ret == 0; start += MIN(max, end - start)) {
         uint64_t piece = MIN(max, end - start);
-        ret = co_judge(s, BLKDEBUG_DISCARD, start, piece, NULL);
+        ret = co_judge(node, BLKDEBUG_DISCARD, start, piece, NULL);
         if (ret == 0)
             ret = blk_co_discard(node->file, start, piece);
     }
@@ -362,7 +468,7 @@ static coroutine_fn int blkdebug_co_discard(struct blk_node *node, uint64_t offs
 
 static coroutine_fn int blkdebug_co_flush(struct blk_node *node)
 {
-    int ret = co_judge(node->state, BLKDEBUG_FLUSH, 0, 0, NULL);
+    int ret = co_judge(node, BLKDEBUG_FLUSH, 0, 0, NULL);
 
     return ret < 0 ? ret : blk_co_flush(node->file);
 }
@@ -397,6 +503,7 @@ static const struct blk_driver blkdebug_driver = {
     .co_discard = blkdebug_co_discard,
     .co_flush = blkdebug_co_flush,
     .co_truncate = blkdebug_co_truncate,
+    .co_event = blkdebug_co_event,
     .child_changed = filter_follow_size,
 };
 

@@ -2,8 +2,10 @@
 /*
  * The rules of blkdebug: inject-error.N and set-state.N as in QEMU, matched against each I/O that comes to the node.
  *
- * Events are those that the node itself sees, an I/O that arrives; `none` is any of them. They first move the state,
- * then the first rule that matches, and has no I/O left to let pass, decides.
+ * An event arms the rules that wait for it in the present state, and disarms those of other events, if there is one to
+ * arm; then it moves the state. Rules without an event are always armed. Of each I/O the first armed rule that matches
+ * it, and has no I/O left to let pass, decides. Events come from a format above (block/event.h), and from the node
+ * itself: a write, zeroes or a flush that arrives, and, if nobody above tells events, a read or a write.
  */
 #include "blkdebug_rules.h"
 
@@ -15,10 +17,6 @@
 static const char *const type_words[] = { "read", "write", "write-zeroes", "discard", "flush", "block-status", NULL };
 #define TYPES_BY_DEFAULT ((1u << BLKDEBUG_BLOCK_STATUS) - 1)
 
-enum { EVENT_NONE, EVENT_READ_AIO, EVENT_WRITE_AIO, EVENT_PWRITEV, EVENT_PWRITEV_ZERO, EVENT_FLUSH_TO_DISK };
-static const char *const event_words[] = { "none",         "read_aio",      "write_aio", "pwritev",
-                                           "pwritev_zero", "flush_to_disk", NULL };
-
 struct rule {
     struct list link;
     unsigned types;
@@ -26,7 +24,7 @@ struct rule {
     int error; /* positive; 0: only a delay */
     bool any_sector;
     uint64_t sector;
-    bool once, cut;
+    bool once, cut, armed;
     uint64_t state; /* 0: any */
     uint64_t left;  /* matching I/Os to let pass */
     uint64_t delay_ns;
@@ -39,7 +37,7 @@ struct transition {
 };
 
 static const struct opt_desc rule_options[] = {
-    { .name = "event", .type = OPT_ENUM, .def = "none", .values = event_words, .help = "trigger event" },
+    { .name = "event", .type = OPT_ENUM, .def = "none", .values = blk_event_words, .help = "trigger event" },
     { .name = "iotype",
       .type = OPT_ENUM,
       .values = type_words,
@@ -56,7 +54,7 @@ static const struct opt_desc rule_options[] = {
 };
 
 static const struct opt_desc transition_options[] = {
-    { .name = "event", .type = OPT_ENUM, .values = event_words, .help = "trigger event" },
+    { .name = "event", .type = OPT_ENUM, .values = blk_event_words, .help = "trigger event" },
     { .name = "state", .type = OPT_NUMBER, .def = "0", .help = "only in this state (0: any)" },
     { .name = "new_state", .type = OPT_NUMBER, .help = "state to go to" },
     { 0 },
@@ -205,23 +203,11 @@ struct request {
     uint64_t offset, length;
 };
 
-static bool event_is(int event, unsigned type)
-{
-    switch (event) {
-    case EVENT_READ_AIO: return type == BLKDEBUG_READ;
-    case EVENT_WRITE_AIO:
-    case EVENT_PWRITEV: return type == BLKDEBUG_WRITE;
-    case EVENT_PWRITEV_ZERO: return type == BLKDEBUG_WRITE_ZEROES;
-    case EVENT_FLUSH_TO_DISK: return type == BLKDEBUG_FLUSH;
-    default: return true;
-    }
-}
-
 static bool rule_matches(const struct blkdebug_rules *s, const struct rule *rule, const struct request *r)
 {
-    if (!(rule->types & 1u << r->type) || !event_is(rule->event, r->type))
+    if (!(rule->types & 1u << r->type))
         return false;
-    if (rule->state && rule->state != s->state)
+    if (rule->event == BLK_EVENT_NONE ? rule->state && rule->state != s->state : !rule->armed)
         return false;
     if (rule->any_sector)
         return true;
@@ -229,15 +215,31 @@ static bool rule_matches(const struct blkdebug_rules *s, const struct rule *rule
            rule->sector < div_round_up(r->offset + r->length, BLK_SECTOR_SIZE);
 }
 
-static void next_state(struct blkdebug_rules *s, unsigned type)
+static bool waits_for(const struct blkdebug_rules *s, const struct rule *rule, enum blk_event event)
 {
-    uint64_t old = s->state;
-    const struct transition *t;
+    return rule->event == (int)event && (!rule->state || rule->state == s->state);
+}
 
-    list_for_each(t, &s->transitions, link) {
-        if (t->event != EVENT_NONE && event_is(t->event, type) && (!t->state || t->state == old))
-            s->state = t->new_state;
+void blkdebug_rules_event(struct blkdebug_rules *s, enum blk_event event)
+{
+    const struct transition *t;
+    struct rule *rule;
+    bool any = false;
+
+    pthread_mutex_lock(&s->lock);
+    uint64_t state = s->state;
+    list_for_each(rule, &s->rules, link)
+        any = any || waits_for(s, rule, event);
+    list_for_each(rule, &s->rules, link) {
+        if (any)
+            rule->armed = waits_for(s, rule, event);
     }
+    list_for_each(t, &s->transitions, link) {
+        if (t->event == (int)event && (!t->state || t->state == s->state))
+            state = t->new_state;
+    }
+    s->state = state;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* The first rule that does something decides. */
@@ -249,7 +251,6 @@ struct blkdebug_verdict blkdebug_rules_judge(struct blkdebug_rules *s, enum blkd
     struct rule *rule, *next;
 
     pthread_mutex_lock(&s->lock);
-    next_state(s, r->type);
     list_for_each_safe(rule, next, &s->rules, link) {
         if (!rule_matches(s, rule, r))
             continue;

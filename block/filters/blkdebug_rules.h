@@ -2,6 +2,7 @@
 /* The rules of a blkdebug node: which I/O fails, with what, when (blkdebug_rules.c). */
 #pragma once
 
+#include <block/event.h>
 #include <block/node.h>
 
 /* Also the bit numbers of a rule's types. */
@@ -34,6 +35,10 @@ int blkdebug_rules_read(struct blkdebug_rules *rules, struct opts *opts, struct 
 /* One rule by its own keys. */
 int blkdebug_rules_add(struct blkdebug_rules *rules, struct opts *opts, struct error **errp);
 void blkdebug_rules_clear(struct blkdebug_rules *rules);
-/* Once for each I/O, before it. Any thread. */
+/* A step, told from above or seen by the node itself. Any thread. */
+void blkdebug_rules_event(struct blkdebug_rules *rules, enum blk_event event);
+/* Once for each I/O, before it and after its events. Any thread. */
 struct blkdebug_verdict blkdebug_rules_judge(struct blkdebug_rules *rules, enum blkdebug_type type, uint64_t offset,
                                              uint64_t length);
+/* blkdebug_config.c: the rules of a file, as options. */
+int blkdebug_config_read(const char *path, struct opts *opts, struct error **errp);

@@ -48,6 +48,8 @@ static coroutine_fn int co_find_run(struct qcow2 *s, uint64_t from, uint64_t wan
 coroutine_fn int qcow2_co_alloc(struct qcow2 *s, uint64_t count, uint64_t *offset, uint64_t *got, bool *fresh)
 {
     uint64_t cluster = 0, run = 0;
+
+    blk_co_event(s->node->file, BLK_EVENT_CLUSTER_ALLOC);
     int ret = co_find_run(s, s->free_cursor, count, &cluster, &run);
 
     if (ret == 0)
@@ -114,6 +116,7 @@ static coroutine_fn int co_extend_file(struct qcow2 *s, uint64_t end)
 
 coroutine_fn int qcow2_co_alloc_bytes(struct qcow2 *s, uint64_t length, uint64_t *offset)
 {
+    blk_co_event(s->node->file, BLK_EVENT_CLUSTER_ALLOC_BYTES);
     while (s->extending)
         co_cond_wait(&s->extended, &s->lock);
     uint64_t start = s->free_bytes;

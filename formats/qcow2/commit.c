@@ -175,18 +175,23 @@ static coroutine_fn int co_name_table(struct qcow2 *s, const struct commit *c)
 /* W1 */
 static coroutine_fn int co_phase_0(struct qcow2 *s, struct commit *c)
 {
-    int ret = qcow2_co_writeback_write(&c->new_blocks, s->node->file);
+    struct blk_node *file = s->node->file;
 
+    blk_co_event(file, c->moved ? BLK_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS : BLK_EVENT_REFBLOCK_ALLOC_WRITE);
+    int ret = qcow2_co_writeback_write(&c->new_blocks, file);
+    if (c->moved)
+        blk_co_event(file, BLK_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
     if (ret == 0)
-        ret = qcow2_co_writeback_write(&c->moved_table, s->node->file);
+        ret = qcow2_co_writeback_write(&c->moved_table, file);
     /* The table's clusters may be counted by blocks that were there before. */
     if (ret == 0 && c->moved)
-        ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
+        ret = qcow2_co_writeback_write(&c->refcounts, file);
     if (ret == 0)
-        ret = blk_co_flush(s->node->file);
+        ret = blk_co_flush(file);
     if (ret < 0 || !c->moved)
         return ret;
     c->named = true;
+    blk_co_event(file, BLK_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
     return co_name_table(s, c);
 }
 
@@ -209,14 +214,22 @@ static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
     if (ret == 0 && (c->new_blocks.count || c->moved))
         ret = co_phase_0(s, c);
     testpoint_co("qcow2-commit-phase-1");
+    if (c->refcounts.count)
+        blk_co_event(s->node->file, BLK_EVENT_REFBLOCK_UPDATE_PART);
     if (ret == 0 && !c->moved)
         ret = qcow2_co_writeback_write(&c->refcounts, s->node->file);
+    if (c->table_sectors.count)
+        blk_co_event(s->node->file, BLK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     /* W4: no sector of the table lands before those in front of it. */
     if (ret == 0)
         ret = qcow2_co_writeback_write_in_order(&c->table_sectors, s->node->file);
     if (ret == 0)
         ret = blk_co_flush(s->node->file); /* W2, W3 */
     testpoint_co("qcow2-commit-phase-2");
+    if (c->slice_count)
+        blk_co_event(s->node->file, BLK_EVENT_L2_UPDATE);
+    if (c->l1)
+        blk_co_event(s->node->file, BLK_EVENT_L1_UPDATE);
     if (ret == 0 && c->mapping.count) {
         ret = qcow2_co_writeback_write(&c->mapping, s->node->file);
         if (ret == 0)
@@ -345,6 +358,7 @@ coroutine_fn int qcow2_co_flush(struct blk_node *node)
 {
     struct qcow2 *s = node->state;
 
+    blk_co_event(node->file, BLK_EVENT_FLUSH_TO_OS);
     if (!atomic_load_explicit(&s->need_commit, memory_order_acquire))
         return blk_co_flush(node->file);
     return qcow2_co_commit(s);

@@ -148,6 +148,8 @@ static coroutine_fn int co_release_one(struct qcow2 *s, uint64_t cluster, bool d
 
 static coroutine_fn void co_release(struct qcow2 *s, const struct qcow2_freed *freed)
 {
+    if (freed->count)
+        blk_co_event(s->node->file, BLK_EVENT_CLUSTER_FREE);
     for (size_t i = 0; i < freed->count; i++) {
         const struct qcow2_extent *e = &freed->extents[i];
         for (uint64_t j = 0; j < e->count; j++) {

@@ -57,6 +57,7 @@ static void set_header(struct qcow2 *s, uint64_t entries, uint64_t offset, uint6
 coroutine_fn int qcow2_co_l1_name(struct qcow2 *s, const struct qcow2_l1_table *table, uint64_t disk_size)
 {
     co_mutex_unlock(&s->lock);
+    blk_co_event(s->node->file, BLK_EVENT_L1_GROW_WRITE_TABLE);
     int ret = blk_co_write(s->node->file, table->offset, (const void *)table->l1, qcow2_l1_memory(s, table->entries),
                            0);
     if (ret == 0)
@@ -65,6 +66,7 @@ coroutine_fn int qcow2_co_l1_name(struct qcow2 *s, const struct qcow2_l1_table *
     if (ret < 0)
         return ret;
     set_header(s, table->entries, table->offset, disk_size);
+    blk_co_event(s->node->file, BLK_EVENT_L1_GROW_ACTIVATE_TABLE);
     ret = qcow2_co_header_write(s);
     if (ret < 0) {
         set_header(s, s->header.l1_size, s->header.l1_offset, s->header.size);

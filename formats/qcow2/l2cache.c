@@ -225,6 +225,7 @@ static coroutine_fn int co_load_slice(struct qcow2 *s, uint64_t number, uint64_t
         return -ENOMEM;
     list_append(&s->loading, &loading.link);
     co_mutex_unlock(&s->lock);
+    blk_co_event(s->node->file, BLK_EVENT_L2_LOAD);
     int ret = blk_co_read(s->node->file, host_offset, (void *)slice->words, qcow2_slice_bytes(s));
     co_mutex_lock(&s->lock);
     list_remove(&loading.link);

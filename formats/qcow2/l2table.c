@@ -22,9 +22,12 @@ static coroutine_fn int co_fill_table(struct qcow2 *s, uint64_t old_table, uint6
     if (!buffer)
         return -ENOMEM;
     if (old_table)
+        blk_co_event(s->node->file, BLK_EVENT_L2_ALLOC_COW_READ);
+    if (old_table)
         ret = blk_co_read(s->node->file, old_table, buffer, s->cluster_size);
     else
         memset(buffer, 0, s->cluster_size);
+    blk_co_event(s->node->file, BLK_EVENT_L2_ALLOC_WRITE);
     if (ret == 0)
         ret = blk_co_write(s->node->file, new_table, buffer, s->cluster_size, 0);
     free(buffer);

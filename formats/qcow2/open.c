@@ -161,6 +161,7 @@ static coroutine_fn int co_read_tables(struct qcow2 *s, struct error **errp)
     int ret = l1_bytes ? blk_co_read(s->node->file, s->header.l1_offset, (void *)s->l1, l1_bytes) : 0;
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not read L1 table");
+    blk_co_event(s->node->file, BLK_EVENT_REFTABLE_LOAD);
     ret = blk_co_read(s->node->file, s->reftable_offset, s->reftable, reftable_bytes);
     return ret < 0 ? error_set_errno(errp, ret, "Could not initialize refcount handling") : 0;
 }

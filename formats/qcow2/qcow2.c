@@ -33,7 +33,7 @@ static int qcow2_probe(const struct blk_probe *probe)
 
 static const struct blk_driver qcow2_driver = {
     .name = "qcow2",
-    .flags = BLK_DRIVER_FORMAT | BLK_DRIVER_BACKING | BLK_DRIVER_REMAPS,
+    .flags = BLK_DRIVER_FORMAT | BLK_DRIVER_BACKING | BLK_DRIVER_REMAPS | BLK_DRIVER_TELLS,
     .state_size = sizeof(struct qcow2),
     .options = qcow2_options,
     .create_options = qcow2_create_options,

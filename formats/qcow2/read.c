@@ -65,6 +65,19 @@ static coroutine_fn int co_hold_entry(struct qcow2 *s, uint64_t offset, struct q
     return 0;
 }
 
+static coroutine_fn void co_tell(struct qcow2 *s, struct qcow2_entry entry)
+{
+    switch (qcow2_entry_kind(entry)) {
+    case QCOW2_NORMAL: blk_co_event(s->node->file, BLK_EVENT_READ_AIO); return;
+    case QCOW2_IS_COMPRESSED: blk_co_event(s->node->file, BLK_EVENT_READ_COMPRESSED); return;
+    case QCOW2_UNALLOCATED:
+        if (s->node->backing)
+            blk_co_event(s->node->file, BLK_EVENT_READ_BACKING_AIO);
+        return;
+    default: return;
+    }
+}
+
 static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64_t length, const struct iovec *iov,
                                         int iov_count)
 {
@@ -76,6 +89,7 @@ static coroutine_fn int co_read_cluster(struct qcow2 *s, uint64_t offset, uint64
     co_mutex_unlock(&s->lock);
     if (ret < 0)
         return ret;
+    co_tell(s, entry);
     ret = qcow2_co_read_entry(s, entry, offset, length, iov, iov_count);
     co_mutex_lock(&s->lock);
     qcow2_inflight_end(s, &inflight);

@@ -131,6 +131,7 @@ static coroutine_fn int co_load_block(struct qcow2 *s, uint64_t index, uint64_t 
     struct qcow2_refblock *block = qcow2_refblock_insert(s, index, offset);
     if (!block)
         return -ENOMEM;
+    blk_co_event(s->node->file, BLK_EVENT_REFBLOCK_LOAD);
     int ret = blk_co_read(s->node->file, offset, block->data, s->cluster_size);
     if (ret < 0) {
         qcow2_refblock_drop(s, block);

@@ -37,6 +37,7 @@ static coroutine_fn int co_make_block(struct qcow2 *s, uint64_t index, uint64_t 
 
     if (!qcow2_host_grows(s) && offset + s->cluster_size > blk_node_size(s->node->file))
         return -ENOSPC;
+    blk_co_event(s->node->file, BLK_EVENT_REFBLOCK_ALLOC);
     int ret = qcow2_co_check_reftable(s);
     if (ret == 0)
         ret = qcow2_co_check_overlap(s, offset, s->cluster_size, 0);
@@ -221,6 +222,7 @@ static coroutine_fn int co_grow_reftable(struct qcow2 *s, uint64_t entries)
     clusters = MIN(clusters, max_clusters);
     if (entries > clusters * per_cluster || clusters <= old_clusters)
         return -EFBIG;
+    blk_co_event(s->node->file, BLK_EVENT_REFTABLE_GROW);
     int ret = grow_memory(s, clusters * per_cluster);
     if (ret == 0)
         ret = qcow2_co_alloc_exact(s, clusters, &offset);

@@ -34,6 +34,7 @@ coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
 
     if (entries * 8 > QCOW2_MAX_L1_BYTES)
         return -EFBIG;
+    blk_co_event(s->node->file, BLK_EVENT_L1_GROW_ALLOC_TABLE);
     int ret = qcow2_co_settle(s); /* what was freed may be where it goes */
     if (ret == 0)
         ret = qcow2_co_l1_prepare(s, entries, &table);
@@ -294,6 +295,7 @@ static coroutine_fn int co_give_up_from(struct qcow2 *s, uint64_t size, struct e
         ret = qcow2_co_settle(s);
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to discard cropped clusters");
+    blk_co_event(s->node->file, BLK_EVENT_L1_SHRINK_FREE_L2_CLUSTERS);
     ret = co_drop_tables(s, div_round_up(size, UINT64_C(1) << s->l1_shift));
     if (ret == 0)
         ret = qcow2_co_settle(s);
@@ -320,6 +322,7 @@ coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp)
 
     if (atomic_load(&s->corrupt))
         return error_set(errp, -EIO, "The image is marked corrupt");
+    blk_co_event(node->file, BLK_EVENT_EMPTY_IMAGE_PREPARE);
     return co_give_up_from(s, 0, errp);
 }
 

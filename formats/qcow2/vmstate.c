@@ -22,6 +22,7 @@ coroutine_fn int qcow2_co_vm_state_read(struct blk_node *node, uint64_t offset, 
     const struct qcow2 *s = node->state;
     uint64_t at;
 
+    blk_co_event(node->file, BLK_EVENT_VMSTATE_LOAD);
     return place(s, offset, length, &at) ? qcow2_co_read(node, at, length, iov, iov_count) : -EFBIG;
 }
 
@@ -32,6 +33,7 @@ coroutine_fn int qcow2_co_vm_state_write(struct blk_node *node, uint64_t offset,
     uint64_t at;
     int ret = place(s, offset, length, &at) ? 0 : -EFBIG;
 
+    blk_co_event(node->file, BLK_EVENT_VMSTATE_SAVE);
     if (ret == 0 && div_round_up(at + length, UINT64_C(1) << s->l1_shift) > s->l1_size)
         ret = qcow2_co_grow_l1(s, div_round_up(at + length, UINT64_C(1) << s->l1_shift));
     if (ret == 0)

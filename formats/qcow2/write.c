@@ -228,6 +228,8 @@ static coroutine_fn int co_fill_margins(struct margins *margins)
         if (m->length && !m->buffer)
             return -ENOMEM;
     }
+    if ((before->length && !before->zero) || (after->length && !after->zero))
+        blk_co_event(margins->s->node->file, BLK_EVENT_COW_READ);
     if (!before->length || !after->length)
         return co_fill_margin(margins, before->length ? 0 : 1);
     if (!before->zero && !after->zero && p->inflight.first == p->inflight.last && p->length <= READ_ACROSS)
@@ -256,11 +258,21 @@ static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, 
     if (after->length)
         iov[iov_count++] = (struct iovec){ after->buffer, after->length };
     uint64_t host = p->host + (p->offset - before->length - start);
+    if (before->length || after->length)
+        blk_co_event(s->node->file, BLK_EVENT_COW_WRITE);
+    blk_co_event(s->node->file, BLK_EVENT_WRITE_AIO);
     ret = blk_co_writev(qcow2_data_file(s), host, before->length + p->length + after->length, iov, iov_count, 0);
 out:
     free(before->buffer);
     free(after->buffer);
     return ret;
+}
+
+static coroutine_fn int co_write_in_place(struct qcow2 *s, const struct piece *p, const struct iovec *iov,
+                                          int iov_count)
+{
+    blk_co_event(s->node->file, BLK_EVENT_WRITE_AIO);
+    return blk_co_writev(qcow2_data_file(s), p->host + qcow2_in_cluster(s, p->offset), p->length, iov, iov_count, 0);
 }
 
 /* ---- linking: lock held ---- */
@@ -302,7 +314,7 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
     if (p.how == FILL && !blk_epoch_passed(s->node, p.zeroed_epoch))
         blk_co_epoch_wait(s->node, p.zeroed_epoch);
     if (p.how == IN_PLACE)
-        ret = blk_co_writev(qcow2_data_file(s), p.host + qcow2_in_cluster(s, offset), p.length, scratch + 1, count, 0);
+        ret = co_write_in_place(s, &p, scratch + 1, count);
     else
         ret = co_write_around(s, &p, scratch, count + 1);
     testpoint_co("qcow2-link");

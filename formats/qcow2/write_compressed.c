@@ -95,6 +95,7 @@ static coroutine_fn int co_store_once(struct qcow2 *s, struct encoded *e)
     ret = co_get_bytes(s, e);
     if (ret == 0) {
         co_mutex_unlock(&s->lock);
+        blk_co_event(s->node->file, BLK_EVENT_WRITE_COMPRESSED);
         ret = blk_co_write(qcow2_data_file(s), e->host, e->data, e->length, 0);
         testpoint_co("qcow2-link");
         co_mutex_lock(&s->lock);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* sleep, help, quit, abort, sigraise; and the breakpoints, which need a node that can stop requests: refused. */
+/* sleep, help, quit, abort, sigraise; and breakpoints, at which blkdebug stops requests. */
 #include "io.h"
 
 #include "../size_arg.h"
 
 #include <base/coroutine.h>
+#include <block/blkdebug.h>
 
 #include <errno.h>
 #include <limits.h>
@@ -42,31 +43,40 @@ static coroutine_fn int co_run_sigraise(struct io_session *session, int argc, ch
     return 0;
 }
 
-static int not_supported(const char *what)
+/* ---- breakpoints: of a blkdebug node below ---- */
+
+static int said(int ret, const char *what)
 {
-    printf("%s: %s\n", what, strerror(ENOTSUP));
-    return -ENOTSUP;
+    if (ret < 0)
+        printf("%s: %s\n", what, strerror(-ret));
+    return ret;
 }
+
+static struct blk_node *node_of(struct io_session *session) { return blk_front_node(session->front); }
 
 static coroutine_fn int co_run_break(struct io_session *session, int argc, char **argv)
 {
-    return not_supported("Could not set a breakpoint");
+    return said(blkdebug_break(node_of(session), argv[1], argv[2]), "Could not set breakpoint");
 }
 
 static coroutine_fn int co_run_remove_break(struct io_session *session, int argc, char **argv)
 {
     AUTO_FREE char *what = xasprintf("Could not remove breakpoint %s", argv[1]);
-    return not_supported(what);
+    return said(blkdebug_remove_break(node_of(session), argv[1]), what);
 }
 
 static coroutine_fn int co_run_resume(struct io_session *session, int argc, char **argv)
 {
-    return not_supported("Could not resume request");
+    return said(blkdebug_resume(node_of(session), argv[1]), "Could not resume request");
 }
 
 static coroutine_fn int co_run_wait_break(struct io_session *session, int argc, char **argv)
 {
-    return not_supported("Could not wait for a breakpoint");
+    int stopped;
+
+    while ((stopped = blkdebug_has_stopped(node_of(session), argv[1])) == 0)
+        co_sleep_ns(1000000);
+    return said(MIN(stopped, 0), "Could not wait for a breakpoint");
 }
 
 #define SIMPLE(id, ...) \

@@ -5,6 +5,7 @@
 #include "io.h"
 
 #include <base/coroutine.h>
+#include <block/blkdebug.h>
 
 #include <errno.h>
 #include <stdlib.h>
@@ -100,6 +101,8 @@ coroutine_fn void io_co_wait_for_aio(struct io_session *session)
 
 static coroutine_fn int co_close_image(struct io_session *session)
 {
+    if (session->front) /* whoever has stopped at a breakpoint would be waited for */
+        blkdebug_remove_break(blk_front_node(session->front), NULL);
     io_co_wait_for_aio(session);
     int ret = image_co_close(session->front);
     session->front = NULL;

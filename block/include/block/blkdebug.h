@@ -12,3 +12,15 @@ uint64_t blkdebug_requests(const struct blk_node *node);
 int blkdebug_inject(struct blk_node *node, const char *rule, struct error **errp);
 /* Drops all inject-error rules. Main loop. */
 void blkdebug_clear(struct blk_node *node);
+
+/* ---- breakpoints, on the nearest blkdebug node at or below `node`. -ENOTSUP: there is none. Main loop ---- */
+
+/* The next request that comes to this event stops there. -ENOENT: no event is called like that. */
+int blkdebug_break(struct blk_node *node, const char *event, const char *tag);
+/* Whether a request has stopped by this tag. */
+int blkdebug_has_stopped(struct blk_node *node, const char *tag);
+/* The oldest of them goes on; -ENOENT: there is none. */
+int blkdebug_resume(struct blk_node *node, const char *tag);
+/* The tag's breakpoints go (NULL: all), and its requests go on; -ENOENT: there is no breakpoint at which nothing has
+ * stopped yet. */
+int blkdebug_remove_break(struct blk_node *node, const char *tag);

@@ -12,6 +12,8 @@
  */
 #pragma once
 
+#include <block/event.h>
+
 #include <base/compiler.h>
 #include <base/error.h>
 #include <base/list.h>
@@ -71,6 +73,8 @@ enum blk_driver_flags {
     /* format: what it maps may be elsewhere as soon as the epoch is left. Its co_read and co_write take any range, and
      * hold the place by their own means; its map sends zeroes and discards to itself. */
     BLK_DRIVER_REMAPS = 1u << 5,
+    BLK_DRIVER_TELLS =
+        1u << 6, /* format: tells its file of its steps (block/event.h), each read and write of data too */
 };
 
 /* NULL in a table means the default: what a filter does not have passes through to its child, what others do not have
@@ -183,6 +187,8 @@ struct blk_driver {
     coroutine_fn int (*co_change_backing)(struct blk_node *node, const char *name, const char *format,
                                           struct error **errp);
 
+    /* A format above is about to take this step (block/event.h). Any loop. */
+    coroutine_fn void (*co_event)(struct blk_node *node, enum blk_event event);
     /* Options of an image that is there (blk_co_amend()), validated by the table. Drained, main loop; the node is
      * writable. */
     coroutine_fn int (*co_amend)(struct blk_node *node, struct opts *opts, struct error **errp);
