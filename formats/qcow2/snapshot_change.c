@@ -201,7 +201,7 @@ static int extend_list(struct qcow2 *s, const struct blk_snapshot *what, uint64_
         return -ENOMEM;
     if (count)
         memcpy(next->list, s->snapshots, count * sizeof(*next->list));
-    int ret = qcow2_snapshot_make(&next->list[count], what, id, s->header.size, l1_offset, l1_size);
+    int ret = qcow2_snapshot_make(&next->list[count], what, id, blk_node_size(s->node), l1_offset, l1_size);
     if (ret < 0)
         qcow2_snapshot_finish(&next->list[count]);
     else
@@ -371,11 +371,11 @@ coroutine_fn int qcow2_co_snapshot_delete(struct blk_node *node, const char *nam
 
 /* ---- apply ---- */
 
-/* How large the disk was; false: that cannot be. */
+/* How large the disk was, in whole sectors, as it is shown when the image is opened; false: that cannot be. */
 static bool disk_size(const struct qcow2 *s, const struct qcow2_snapshot *sn, uint64_t *size)
 {
-    *size = sn->disk_size ? sn->disk_size : s->header.size;
-    return is_aligned(*size, BLK_SECTOR_SIZE) && *size <= INT64_MAX - BLK_SECTOR_SIZE &&
+    *size = align_down(sn->disk_size ? sn->disk_size : s->header.size, BLK_SECTOR_SIZE);
+    return *size <= INT64_MAX - BLK_SECTOR_SIZE &&
            div_round_up(*size, UINT64_C(1) << s->l1_shift) <= QCOW2_MAX_L1_BYTES / 8;
 }
 
