@@ -313,6 +313,9 @@ coroutine_fn int qcow2_co_change_version(struct qcow2 *s, uint32_t version, stru
     struct wanted wanted = { .name = s->backing_name,
                              .format = *s->backing_format ? s->backing_format : NULL,
                              .version = version };
+    int ret = co_change(s, &wanted, errp);
 
-    return co_change(s, &wanted, errp);
+    if (ret == 0) /* either way: version 2 has none, and a new version 3 begins with none */
+        s->header.incompatible = s->header.compatible = s->header.autoclear = 0;
+    return ret;
 }
