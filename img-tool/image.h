@@ -10,6 +10,7 @@ struct image_source {
     bool image_opts;     /* --image-opts: names are options */
     bool force_share;    /* -U */
     bool no_share;       /* nobody may write meanwhile, whatever the format */
+    bool temporary;      /* what is written is gone when it is closed; the image is only read */
     bool no_write_cache; /* from the cache mode: writes are durable when done */
     unsigned flags;      /* BLK_O_* */
 };

@@ -22,6 +22,7 @@ struct drive {
     struct blk_node *node;
     struct blk_front *front;
     bool write_cache, virtio;
+    bool temporary; /* snapshot=on */
     char *serial, *werror, *rerror;
     struct list link;
 };
@@ -50,7 +51,7 @@ static const struct opt_desc drive_options[] = {
     { .name = "media", .type = OPT_ENUM, .values = media, .def = "disk", .help = "disk" },
     { .name = "index", .type = OPT_NUMBER, .help = "accepted; drives are numbered in their order" },
     { .name = "readonly", .type = OPT_BOOL, .help = "as read-only" },
-    { .name = "snapshot", .type = OPT_BOOL, .def = "off", .help = "off" },
+    { .name = "snapshot", .type = OPT_BOOL, .def = "off", .help = "writes go to a file that is gone at the end" },
     { .name = "copy-on-read", .type = OPT_BOOL, .def = "off", .help = "off" },
     { .name = "serial", .type = OPT_STRING, .help = "serial number" },
     { .name = "werror", .type = OPT_STRING, .help = "on a write error: report, ignore, stop, enospc" },
@@ -170,8 +171,7 @@ static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, s
         return -EINVAL;
     if (medium != 0)
         return error_set(errp, -ENOTSUP, "media=cdrom is not supported yet");
-    if (snapshot)
-        return error_set(errp, -ENOTSUP, "snapshot=on is not supported yet");
+    drive->temporary = snapshot;
     if (copy_on_read)
         return error_set(errp, -ENOTSUP, "copy-on-read=on is not supported yet");
     if (blk_cache_mode_parse(cache, flags, &drive->write_cache) < 0)
@@ -212,6 +212,26 @@ static char *make_id(void)
     }
 }
 
+/* With snapshot=on it is only read, and a temporary image lies on top. */
+static coroutine_fn int co_open_image(struct drive *drive, const char *file, struct opts *opts, unsigned flags,
+                                      struct error **errp)
+{
+    bool read_only = false;
+
+    if (drive->temporary) {
+        if (opts_bool(opts, blk_node_options, "read-only", &read_only, errp) < 0)
+            return -EINVAL;
+        opts_set_bool(opts, "read-only", true);
+    }
+    drive->node = blk_co_open(file, opts, flags, errp);
+    if (drive->node && drive->temporary && !read_only) {
+        struct blk_node *top = blk_co_open_temporary(drive->node, "qcow2", errp);
+        blk_co_node_unref(drive->node); /* the one on top has it */
+        drive->node = top;
+    }
+    return drive->node ? 0 : -EIO;
+}
+
 static coroutine_fn int co_open_drive(const struct config_item *item, struct error **errp)
 {
     struct opts *opts = opts_clone(item->opts);
@@ -235,8 +255,7 @@ static coroutine_fn int co_open_drive(const struct config_item *item, struct err
     }
     if (!err) {
         leave_node_options(opts);
-        drive->node = blk_co_open(file, opts, flags, errp);
-        err = drive->node ? 0 : -EIO;
+        err = co_open_image(drive, file, opts, flags, errp);
     }
     free(file);
     free(id);

@@ -131,7 +131,7 @@ static int parse_open(int argc, char **argv, struct image_source *source, struct
         case 'd': good = io_discard_arg(source, optarg); break;
         case 'U': source->force_share = true; break;
         case 'o': good = io_options_arg(options, optarg); break;
-        case 's': error_report("Temporary snapshots are not supported yet"); return -ENOTSUP;
+        case 's': source->temporary = true; break;
         case 'C': error_report("Copy on read is not supported yet"); return -ENOTSUP;
         default: return io_usage("open");
         }
