@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Who hears of a format's steps (block/event.h). */
+#include "graph.h"
+
 #include <block/event.h>
 #include <block/node.h>
 
@@ -61,4 +63,16 @@ coroutine_fn void blk_co_event_told(struct blk_node *node, enum blk_event event)
         node = node->file;
     if (node)
         node->driver->co_event(node, event);
+}
+
+bool blk_event_is_told(const struct blk_node *node)
+{
+    const struct blk_child *link;
+    bool told = false;
+
+    blk_links_lock();
+    list_for_each(link, &node->parents, in_node)
+        told = told || (link->parent && (link->parent->driver->flags & BLK_DRIVER_TELLS));
+    blk_links_unlock();
+    return told;
 }

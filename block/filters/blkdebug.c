@@ -107,24 +107,12 @@ static coroutine_fn void blkdebug_co_event(struct blk_node *node, enum blk_event
     blkdebug_breaks_co_reach(&s->breaks, event);
 }
 
-/* Does a format above tell its events? */
-static bool is_told(const struct blk_node *node)
-{
-    const struct blk_child *link;
-
-    list_for_each(link, &node->parents, in_node) {
-        if (link->parent && (link->parent->driver->flags & BLK_DRIVER_TELLS))
-            return true;
-    }
-    return false;
-}
-
 /* What an I/O that arrives is an event of. */
 static coroutine_fn void co_arrive(struct blk_node *node, enum blkdebug_type type)
 {
-    if (type == BLKDEBUG_READ && !is_told(node))
+    if (type == BLKDEBUG_READ && !blk_event_is_told(node))
         blkdebug_co_event(node, BLK_EVENT_READ_AIO);
-    if (type == BLKDEBUG_WRITE && !is_told(node))
+    if (type == BLKDEBUG_WRITE && !blk_event_is_told(node))
         blkdebug_co_event(node, BLK_EVENT_WRITE_AIO);
     if (type == BLKDEBUG_WRITE)
         blkdebug_co_event(node, BLK_EVENT_PWRITEV);

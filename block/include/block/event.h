@@ -7,6 +7,7 @@
 
 #include <base/compiler.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 
 struct blk_node;
 
@@ -66,6 +67,8 @@ extern const char *const blk_event_words[];
 /* Nodes that listen. */
 extern atomic_uint blk_event_listeners;
 coroutine_fn void blk_co_event_told(struct blk_node *node, enum blk_event event);
+/* Does a format right above this node tell its steps? Any thread. */
+bool blk_event_is_told(const struct blk_node *node);
 /* `event` is about to happen on `node`, a format's file. The nearest node from there on down the files that listens
  * hears of it, and may keep the caller waiting, whatever locks it holds. Any thread. */
 static inline coroutine_fn void blk_co_event(struct blk_node *node, enum blk_event event)
