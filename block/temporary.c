@@ -40,7 +40,7 @@ static coroutine_fn struct blk_node *co_open_over(const char *path, const char *
     return node;
 }
 
-coroutine_fn struct blk_node *blk_co_open_temporary(struct blk_node *below, const char *format, struct error **errp)
+static coroutine_fn struct blk_node *co_put_over(struct blk_node *below, const char *format, struct error **errp)
 {
     AUTO_FREE char *path = make_file(errp);
     struct blk_node *node = NULL;
@@ -53,4 +53,20 @@ coroutine_fn struct blk_node *blk_co_open_temporary(struct blk_node *below, cons
     if (!node)
         error_prepend(errp, "Could not open temporary file: ");
     return node;
+}
+
+coroutine_fn struct blk_node *blk_co_open_temporary(const char *filename, struct opts *opts, unsigned flags,
+                                                    const char *format, struct error **errp)
+{
+    bool read_only = false;
+
+    if (opts_bool(opts, blk_node_options, "read-only", &read_only, errp) < 0)
+        return NULL;
+    opts_set_bool(opts, "read-only", true);
+    struct blk_node *node = blk_co_open(filename, opts, flags & ~(unsigned)(BLK_O_RDWR | BLK_O_RESIZE), errp);
+    if (!node || read_only || !(flags & BLK_O_RDWR))
+        return node;
+    struct blk_node *top = co_put_over(node, format, errp);
+    blk_co_node_unref(node); /* the one on top has it */
+    return top;
 }

@@ -137,11 +137,7 @@ static int parse(int argc, char **argv, struct amend_args *args)
         return 1;
     }
     args->filename = argv[optind];
-    if (!image_cache_mode(&args->source, args->cache)) {
-        error_report("Invalid cache option: %s", args->cache);
-        return 1;
-    }
-    return image_source_valid(&args->source) ? -1 : 1;
+    return image_cache_arg(&args->source, "cache", args->cache) && image_source_valid(&args->source) ? -1 : 1;
 }
 
 static coroutine_fn int co_run_amend(int argc, char **argv)
@@ -162,9 +158,8 @@ static struct img_command amend = {
     .name = "amend",
     .usage = "[--object OBJECT] [--image-opts] [-p] [-q] [-f FMT] [-t CACHE] [--force] -o OPTIONS FILE",
     .help =
-        "Changes options of an image that it was created with. '-f FMT -o help' lists which. What it shows stays as it is, but "
-        "for\n"
-        "the size.",
+        "Changes options of an image that it was created with. '-f FMT -o help' lists which. What it shows stays as\n"
+        "it is, but for the size.",
     .co_run = co_run_amend,
 };
 IMG_COMMAND(amend)

@@ -167,10 +167,8 @@ static int parse(int argc, char **argv, struct check_args *args)
     }
     if (!image_report_operand(&args->report, argc, argv))
         return 1;
-    if (!image_cache_mode(&args->report.source, cache)) {
-        error_report("Invalid source cache option: %s", cache);
+    if (!image_cache_arg(&args->report.source, "source cache", cache))
         return 1;
-    }
     return image_source_valid(&args->report.source) ? -1 : 1;
 }
 

@@ -35,6 +35,7 @@ struct commit {
     uint64_t size, next, done;
     struct co_mutex lock; /* next; held across look-ups */
     struct rate rate;
+    int ret; /* the first error: nobody takes a piece afterwards */
 };
 
 struct piece {
@@ -50,7 +51,7 @@ static coroutine_fn int co_look_up(struct commit *c, struct piece *piece)
     struct blk_status status;
 
     piece->length = 0;
-    while (c->next < c->size && piece->length == 0) {
+    while (c->ret == 0 && c->next < c->size && piece->length == 0) {
         int ret = blk_co_status(blk_front_node(c->top), blk_front_node(c->base), c->next, c->size - c->next, &status);
         if (ret < 0)
             return ret;
@@ -105,8 +106,8 @@ static coroutine_fn int co_worker(void *arg, size_t number)
         if (ret == 0)
             ret = co_take(c, &piece);
     }
-    if (ret < 0) /* the others find nothing any more */
-        c->next = c->size;
+    if (c->ret == 0)
+        c->ret = ret;
     free(buffer);
     return ret;
 }
@@ -237,11 +238,7 @@ static int parse(int argc, char **argv, struct commit_args *args)
     args->filename = image_operand(argc, argv);
     if (!args->filename)
         return 1;
-    if (!image_cache_mode(&args->source, args->cache)) {
-        error_report("Invalid cache option: %s", args->cache);
-        return 1;
-    }
-    return image_source_valid(&args->source) ? -1 : 1;
+    return image_cache_arg(&args->source, "cache", args->cache) && image_source_valid(&args->source) ? -1 : 1;
 }
 
 static coroutine_fn int co_run_commit(int argc, char **argv)
@@ -263,9 +260,8 @@ static struct img_command commit = {
     .name = "commit",
     .usage = "[--object OBJECT] [--image-opts] [-q] [-f FMT] [-t CACHE] [-b BASE] [-r RATE_LIMIT] [-d] [-p] FILE",
     .help =
-        "Writes what an image has over its backing file, or over the BASE below, into that, and empties the image. -d, which "
-        "-b implies,\n"
-        "leaves it as it is.",
+        "Writes what an image has over its backing file, or over the BASE below, into that, and empties the image.\n"
+        "-d, which -b implies, leaves it as it is.",
     .co_run = co_run_commit,
 };
 IMG_COMMAND(commit)

@@ -208,10 +208,8 @@ static int parse(int argc, char **argv, struct compare_args *args)
     args->source[1].image_opts = args->source[0].image_opts;
     for (int i = 0; i < 2; i++) {
         args->filename[i] = argv[optind + i];
-        if (!image_cache_mode(&args->source[i], cache)) {
-            error_report("Invalid source cache option: %s", cache);
+        if (!image_cache_arg(&args->source[i], "source cache", cache))
             return STATUS_NOT_OPEN;
-        }
         if (!image_source_valid(&args->source[i]))
             return STATUS_NOT_OPEN;
     }

@@ -323,15 +323,10 @@ static int check_args(struct convert_args *args, const struct convert *c)
 
 static int cache_args(struct convert_args *args)
 {
-    if (!image_cache_mode(&args->source, args->source_cache)) {
-        error_report("Invalid source cache option: %s", args->source_cache);
-        return 1;
-    }
-    if (!image_cache_mode(&args->target, args->target_cache)) {
-        error_report("Invalid cache option: %s", args->target_cache);
-        return 1;
-    }
-    return -1;
+    return image_cache_arg(&args->source, "source cache", args->source_cache) &&
+                   image_cache_arg(&args->target, "cache", args->target_cache)
+               ? -1
+               : 1;
 }
 
 /* ---- running ---- */

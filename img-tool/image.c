@@ -22,12 +22,20 @@ bool image_cache_mode(struct image_source *source, const char *mode)
     return true;
 }
 
+bool image_cache_arg(struct image_source *source, const char *what, const char *mode)
+{
+    if (image_cache_mode(source, mode))
+        return true;
+    error_report("Invalid %s option: %s", what, mode);
+    return false;
+}
+
 static void add_option(const char *key, const char *value, void *arg) { opts_set(arg, key, value); }
 
-static coroutine_fn struct blk_node *co_open_image(const char *name, const struct image_source *source,
-                                                   const struct opts *options, struct error **errp)
+static coroutine_fn struct blk_node *co_open_node(const char *name, const struct image_source *source,
+                                                  const struct opts *options, struct error **errp)
 {
-    unsigned flags = source->temporary ? source->flags & ~(unsigned)(BLK_O_RDWR | BLK_O_RESIZE) : source->flags;
+    const char *filename = source->image_opts ? NULL : name;
     struct blk_node *node = NULL;
     struct opts *opts = opts_new();
     if (options)
@@ -36,23 +44,13 @@ static coroutine_fn struct blk_node *co_open_image(const char *name, const struc
         opts_set(opts, "driver", source->format);
     if (source->force_share)
         opts_set_bool(opts, "force-share", true);
-    if (source->temporary)
-        opts_set_bool(opts, "read-only", true);
-    if (!source->image_opts || opts_parse(opts, name, "file", OPTS_LAST_WINS | OPTS_WARN_SHORT, errp) == 0)
-        node = blk_co_open(source->image_opts ? NULL : name, opts, flags, errp);
+    int ret = source->image_opts ? opts_parse(opts, name, "file", OPTS_LAST_WINS | OPTS_WARN_SHORT, errp) : 0;
+    if (ret == 0 && source->temporary)
+        node = blk_co_open_temporary(filename, opts, source->flags, "qcow2", errp);
+    else if (ret == 0)
+        node = blk_co_open(filename, opts, source->flags, errp);
     opts_free(opts);
     return node;
-}
-
-static coroutine_fn struct blk_node *co_open_node(const char *name, const struct image_source *source,
-                                                  const struct opts *options, struct error **errp)
-{
-    struct blk_node *node = co_open_image(name, source, options, errp);
-    if (!node || !source->temporary || !(source->flags & BLK_O_RDWR))
-        return node;
-    struct blk_node *top = blk_co_open_temporary(node, "qcow2", errp);
-    blk_co_node_unref(node); /* the one on top has it */
-    return top;
 }
 
 coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source,

@@ -17,6 +17,8 @@ struct image_source {
 
 /* A cache mode's flags into *source. Returns false, silently, for words that are none. */
 bool image_cache_mode(struct image_source *source, const char *mode);
+/* The same; reports "Invalid WHAT option: MODE". */
+bool image_cache_arg(struct image_source *source, const char *what, const char *mode);
 /* Permission for what flags say (BLK_O_RDWR, BLK_O_RESIZE). NULL after reporting "Could not open 'NAME': …". */
 coroutine_fn struct blk_front *image_co_open(const char *name, const struct image_source *source);
 /* The same without the report. `options` (may be NULL) go on top of the source's. */

@@ -295,15 +295,8 @@ static coroutine_fn int co_rebase(struct blk_front *front, void *arg)
 
 static bool cache_args(struct rebase_args *args)
 {
-    if (!image_cache_mode(&args->source, args->cache)) {
-        error_report("Invalid cache option: %s", args->cache);
-        return false;
-    }
-    if (!image_cache_mode(&args->below, args->source_cache)) {
-        error_report("Invalid source cache option: %s", args->source_cache);
-        return false;
-    }
-    return true;
+    return image_cache_arg(&args->source, "cache", args->cache) &&
+           image_cache_arg(&args->below, "source cache", args->source_cache);
 }
 
 /* -1 to go on, else the exit status. */

@@ -212,26 +212,6 @@ static char *make_id(void)
     }
 }
 
-/* With snapshot=on it is only read, and a temporary image lies on top. */
-static coroutine_fn int co_open_image(struct drive *drive, const char *file, struct opts *opts, unsigned flags,
-                                      struct error **errp)
-{
-    bool read_only = false;
-
-    if (drive->temporary) {
-        if (opts_bool(opts, blk_node_options, "read-only", &read_only, errp) < 0)
-            return -EINVAL;
-        opts_set_bool(opts, "read-only", true);
-    }
-    drive->node = blk_co_open(file, opts, flags, errp);
-    if (drive->node && drive->temporary && !read_only) {
-        struct blk_node *top = blk_co_open_temporary(drive->node, "qcow2", errp);
-        blk_co_node_unref(drive->node); /* the one on top has it */
-        drive->node = top;
-    }
-    return drive->node ? 0 : -EIO;
-}
-
 static coroutine_fn int co_open_drive(const struct config_item *item, struct error **errp)
 {
     struct opts *opts = opts_clone(item->opts);
@@ -255,7 +235,9 @@ static coroutine_fn int co_open_drive(const struct config_item *item, struct err
     }
     if (!err) {
         leave_node_options(opts);
-        err = co_open_image(drive, file, opts, flags, errp);
+        drive->node = drive->temporary ? blk_co_open_temporary(file, opts, flags, "qcow2", errp)
+                                       : blk_co_open(file, opts, flags, errp);
+        err = drive->node ? 0 : -EIO;
     }
     free(file);
     free(id);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * blkdebug's configuration files: sections [inject-error] and [set-state] with lines KEY = "VALUE", comments behind #.
- * They become the options inject-error.N.KEY and set-state.N.KEY, in front of those that are options themselves.
+ * They become the options inject-error.N.KEY and set-state.N.KEY, behind those that were given as options.
  */
 #include "blkdebug_rules.h"
 
@@ -16,7 +16,7 @@ struct parse {
     const char *path;
     unsigned line;
     const char *section;  /* the one that we are in, or NULL */
-    unsigned inject, set; /* sections so far */
+    unsigned inject, set; /* rules so far, options included */
     struct opts *opts;
     struct error **errp;
 };
@@ -78,9 +78,23 @@ static int take_line(struct parse *p, char *line)
     return *line == '[' ? begin_section(p, line) : take_setting(p, line);
 }
 
+/* Options PREFIX.0.…, PREFIX.1.…, as far as they go. */
+static unsigned count_given(const struct opts *opts, const char *prefix)
+{
+    for (unsigned i = 0;; i++) {
+        AUTO_FREE char *key = xasprintf("%s.%u", prefix, i);
+        if (!opts_has_prefix(opts, key))
+            return i;
+    }
+}
+
 int blkdebug_config_read(const char *path, struct opts *opts, struct error **errp)
 {
-    struct parse p = { .path = path, .opts = opts, .errp = errp };
+    struct parse p = { .path = path,
+                       .inject = count_given(opts, "inject-error"),
+                       .set = count_given(opts, "set-state"),
+                       .opts = opts,
+                       .errp = errp };
     char *line = NULL;
     size_t room = 0;
     int ret = 0;

@@ -7,6 +7,7 @@
  */
 #include "check.h"
 #include "commit.h"
+#include "create_options.h"
 #include "dirty.h"
 #include "driver.h"
 #include "header.h"
@@ -21,7 +22,7 @@ struct wish {
     const char *backing_name, *backing_format, *compat, *data_file;
     bool data_file_raw, lazy;
     uint64_t refcount_bits, size;
-    bool lazy_given, size_given;
+    bool lazy_given, bits_given, size_given;
     uint32_t version;
 };
 
@@ -83,16 +84,8 @@ const struct opt_desc qcow2_amend_options[] = {
 
 static int wish_version(struct wish *w, const struct qcow2 *s, struct error **errp)
 {
-    w->version = s->header.version;
-    if (!w->compat)
-        return 0;
-    if (strcmp(w->compat, "0.10") == 0 || strcmp(w->compat, "v2") == 0)
-        w->version = 2;
-    else if (strcmp(w->compat, "1.1") == 0 || strcmp(w->compat, "v3") == 0)
-        w->version = 3;
-    else
-        return error_set(errp, -EINVAL, "Unknown compatibility level %s", w->compat);
-    return 0;
+    w->version = w->compat ? qcow2_version_of(w->compat) : s->header.version;
+    return w->version ? 0 : error_set(errp, -EINVAL, "Unknown compatibility level %s", w->compat);
 }
 
 static bool is_other(const char *wished, const char *now) { return strcmp(wished ? wished : "", now ? now : "") != 0; }
@@ -115,13 +108,13 @@ static int refuse(const struct wish *w, const struct qcow2 *s, struct opts *opts
 
 static int check_width(const struct wish *w, const struct qcow2 *s, struct error **errp)
 {
-    uint64_t bits = w->refcount_bits ? w->refcount_bits : UINT64_C(1) << s->header.refcount_order;
+    uint64_t now = UINT64_C(1) << s->header.refcount_order;
 
-    if (!is_power_of_two(bits) || bits > 64)
-        return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
-    if (w->version >= 3 || bits == 16)
+    if (!qcow2_check_refcount_bits(w->refcount_bits, errp))
+        return -EINVAL;
+    if (w->version >= 3 || w->refcount_bits == 16)
         return 0;
-    if (w->version < s->header.version && bits == UINT64_C(1) << s->header.refcount_order)
+    if (w->version < s->header.version && w->refcount_bits == now)
         return error_set(errp, -ENOTSUP, "compat=0.10 requires refcount_bits=16");
     return error_set(errp, -EINVAL,
                      "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or "
@@ -144,15 +137,15 @@ static int read_wish(struct wish *w, struct qcow2 *s, struct opts *opts, struct 
 {
     w->lazy_given = opts_has(opts, "lazy_refcounts");
     w->size_given = opts_has(opts, "size");
-    bool bits_given = opts_has(opts, "refcount_bits");
+    w->bits_given = opts_has(opts, "refcount_bits");
     int ret = opts_read(opts, qcow2_amend_options, w, errp);
 
     if (ret >= 0)
         ret = wish_version(w, s, errp);
     if (ret >= 0)
         ret = refuse(w, s, opts, errp);
-    if (ret >= 0 && bits_given && w->refcount_bits == 0)
-        w->refcount_bits = UINT64_MAX; /* no width */
+    if (!w->bits_given)
+        w->refcount_bits = UINT64_C(1) << s->header.refcount_order;
     if (ret >= 0)
         ret = check_width(w, s, errp);
     if (ret >= 0 && w->version < 3 && w->lazy)
@@ -206,7 +199,7 @@ static coroutine_fn int co_downgrade(struct qcow2 *s, struct error **errp)
 
 static coroutine_fn int co_amend(struct qcow2 *s, const struct wish *w, struct error **errp)
 {
-    unsigned order = w->refcount_bits ? log2_floor(w->refcount_bits) : s->header.refcount_order;
+    unsigned order = log2_floor(w->refcount_bits);
     int ret = 0;
 
     if (w->version > s->header.version)

@@ -2,10 +2,6 @@
 /* Reading the directory of persistent dirty bitmaps (the specification's "Bitmap directory"). */
 #include "bitmap.h"
 
-/* Table offset (8), table entries (4), flags (4), type, granularity, name length (2), extra length (4); then the extra
- * data and the name. */
-#define ENTRY 24u
-
 bool qcow2_has_bitmaps(const struct qcow2 *s)
 {
     return (s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) && s->bitmap_count > 0;
@@ -32,9 +28,9 @@ bool qcow2_bitmap_next(const uint8_t *directory, uint64_t size, uint64_t *at, st
     const uint8_t *entry = directory + *at;
     uint64_t left = size - *at;
 
-    if (left < ENTRY)
+    if (left < QCOW2_BITMAP_ENTRY)
         return false;
-    uint64_t extra = load_be32(entry + 20), length = ENTRY + extra + load_be16(entry + 18);
+    uint64_t extra = load_be32(entry + 20), length = QCOW2_BITMAP_ENTRY + extra + load_be16(entry + 18);
     if (length > left)
         return false;
     *bitmap = (struct qcow2_bitmap){ .table_offset = load_be64(entry),
@@ -43,7 +39,7 @@ bool qcow2_bitmap_next(const uint8_t *directory, uint64_t size, uint64_t *at, st
                                      .type = entry[16],
                                      .granularity_bits = entry[17],
                                      .name_length = load_be16(entry + 18),
-                                     .name = (const char *)entry + ENTRY + extra };
+                                     .name = (const char *)entry + QCOW2_BITMAP_ENTRY + extra };
     *at += MIN(align_up(length, 8), left);
     return true;
 }

@@ -7,6 +7,10 @@
 #define QCOW2_MAX_BITMAP_DIRECTORY (UINT64_C(64) << 20)
 #define QCOW2_MAX_BITMAP_TABLE (UINT64_C(64) << 20)
 
+/* Table offset (8), table entries (4), flags (4), type, granularity, name length (2), extra length (4); then the extra
+ * data and the name. */
+#define QCOW2_BITMAP_ENTRY 24u
+
 /* An entry; the name points into the directory. */
 struct qcow2_bitmap {
     uint64_t table_offset;

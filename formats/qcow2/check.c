@@ -171,12 +171,12 @@ static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1,
     count(c, l1_offset, (uint64_t)l1_size * 8);
     for (uint32_t i = 0; i < l1_size && ret == 0; i++) {
         uint64_t entry = be64toh(l1[i]), table = entry & QCOW2_OFFSET_MASK;
-        if (table == 0)
-            continue;
         if (entry & QCOW2_L1_RESERVED) {
             qcow2_check_say(c, true, "ERROR found L1 entry with reserved bits set: %" PRIx64, entry);
             c->check->corruptions++;
         }
+        if (table == 0)
+            continue;
         count_as(c, table, c->s->cluster_size, qcow2_in_cluster(c->s, table) == 0);
         if (qcow2_in_cluster(c->s, table)) {
             qcow2_check_say(c, true, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 entry corrupted",
@@ -249,7 +249,7 @@ static coroutine_fn int co_count_bitmaps(struct qcow2_checker *c)
 {
     struct qcow2 *s = c->s;
     struct qcow2_bitmap bitmap;
-    uint64_t size = s->bitmap_directory_size, at = 0;
+    uint64_t size = s->bitmap_directory_size, at = 0, number = 0;
     AUTO_FREE uint8_t *directory = NULL;
 
     if (!qcow2_has_bitmaps(s))
@@ -262,8 +262,13 @@ static coroutine_fn int co_count_bitmaps(struct qcow2_checker *c)
         c->check->corruptions++;
         return 0;
     }
-    while (ret == 0 && qcow2_bitmap_next(directory, size, &at, &bitmap))
+    for (; ret == 0 && qcow2_bitmap_next(directory, size, &at, &bitmap); number++)
         ret = co_count_bitmap(c, bitmap.table_offset, (uint64_t)bitmap.table_entries * 8);
+    if (ret == 0 && number != s->bitmap_count) {
+        qcow2_check_say(c, true, "ERROR bitmap directory at %#" PRIx64 " has %" PRIu64 " whole entries, not %" PRIu32,
+                        s->bitmap_directory_offset, number, s->bitmap_count);
+        c->check->corruptions++;
+    }
     return ret;
 }
 

@@ -32,7 +32,8 @@ coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fi
 coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix);
 /* Refcount table and blocks anew, where nothing is; then the old ones are leaks. */
 coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c);
-/* All refcounts become of 1 << order bits; or nothing has changed but leaks. Nothing is in flight. */
+/* All refcounts become of 1 << order bits. If it fails they are as they were, or the error says that only leaks are
+ * left. Nothing is in flight. */
 coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order, struct error **errp);
 /* The image was not closed: its refcounts may be stale. Silent. */
 coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s);

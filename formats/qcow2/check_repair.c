@@ -44,17 +44,13 @@ static unsigned block_bits(const struct qcow2 *s, const struct rebuild *r)
 /* How many blocks and clusters of the table count `clusters`, and themselves if they come behind these. */
 static void measure(const struct qcow2 *s, struct rebuild *r, uint64_t clusters, bool behind)
 {
-    uint64_t per_block = UINT64_C(1) << block_bits(s, r);
-
-    r->blocks = r->table_clusters = 1;
-    for (;;) {
-        r->total = clusters + (behind ? r->blocks + r->table_clusters : 0);
-        if (r->blocks * per_block < r->total)
-            r->blocks++;
-        else if (r->table_clusters * s->cluster_size < r->blocks * 8)
-            r->table_clusters++;
-        else
-            break;
+    r->total = clusters;
+    if (behind) {
+        qcow2_refcounts_for(s->header.cluster_bits, r->order, clusters, &r->blocks, &r->table_clusters);
+        r->total += r->blocks + r->table_clusters;
+    } else {
+        r->blocks = MAX(div_round_up(clusters, UINT64_C(1) << block_bits(s, r)), UINT64_C(1));
+        r->table_clusters = div_round_up(r->blocks * 8, s->cluster_size);
     }
 }
 
@@ -265,14 +261,17 @@ static coroutine_fn int co_change_width(struct qcow2_checker *c, unsigned order,
         return -EINVAL;
     if (ret == 0)
         ret = co_rebuild(c, order);
-    /* What held the old ones is given back. */
-    if (ret == 0)
-        ret = qcow2_co_count_references(c);
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Could not change the width of the refcounts");
+    ret = qcow2_co_count_references(c);
     if (ret == 0)
         ret = qcow2_co_compare_refcounts(c, BLK_FIX_LEAKS);
     if (ret == 0)
         ret = qcow2_co_settle_all(s);
-    return ret < 0 ? error_set_errno(errp, ret, "Could not change the width of the refcounts") : 0;
+    return ret < 0 ? error_set_errno(errp, ret,
+                                     "The refcounts have their new width, but the old ones could not be given back "
+                                     "(check -r leaks)")
+                   : 0;
 }
 
 coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order, struct error **errp)

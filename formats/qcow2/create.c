@@ -20,7 +20,7 @@
 static int lay_out(struct qcow2_plan *p, uint64_t size, struct error **errp)
 {
     struct qcow2_header *h = &p->header;
-    uint64_t per_block = (p->cluster_size * 8) >> h->refcount_order, total, l1_entries;
+    uint64_t l1_entries;
 
     if (!qcow2_l1_entries(size, h->cluster_bits, &l1_entries))
         return error_set(errp, -EFBIG,
@@ -28,16 +28,7 @@ static int lay_out(struct qcow2_plan *p, uint64_t size, struct error **errp)
     h->size = align_up(size, BLK_SECTOR_SIZE);
     h->l1_size = (uint32_t)l1_entries;
     p->l1_clusters = div_round_up((uint64_t)h->l1_size * 8, p->cluster_size);
-    p->refblocks = p->reftable_clusters = 1;
-    for (;;) {
-        total = 1 + p->reftable_clusters + p->refblocks + p->l1_clusters;
-        if (p->refblocks * per_block < total)
-            p->refblocks++;
-        else if (p->reftable_clusters * p->cluster_size < p->refblocks * 8)
-            p->reftable_clusters++;
-        else
-            break;
-    }
+    qcow2_refcounts_for(h->cluster_bits, h->refcount_order, 1 + p->l1_clusters, &p->refblocks, &p->reftable_clusters);
     h->reftable_offset = p->cluster_size;
     h->reftable_clusters = (uint32_t)p->reftable_clusters;
     h->l1_offset = (1 + p->reftable_clusters + p->refblocks) * p->cluster_size;

@@ -93,6 +93,29 @@ bool qcow2_is_preallocation(const char *word)
     return !strcmp(word, "off") || !strcmp(word, "metadata") || !strcmp(word, "falloc") || !strcmp(word, "full");
 }
 
+uint32_t qcow2_version_of(const char *compat)
+{
+    if (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0)
+        return 2;
+    return strcmp(compat, "1.1") == 0 || strcmp(compat, "v3") == 0 ? 3 : 0;
+}
+
+bool qcow2_check_cluster_size(uint64_t cluster_size, struct error **errp)
+{
+    if (is_power_of_two(cluster_size) && cluster_size >= 512 && cluster_size <= (2u << 20))
+        return true;
+    error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
+    return false;
+}
+
+bool qcow2_check_refcount_bits(uint64_t bits, struct error **errp)
+{
+    if (is_power_of_two(bits) && bits <= 64)
+        return true;
+    error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
+    return false;
+}
+
 bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, uint64_t *entries)
 {
     if (size > INT64_MAX - BLK_SECTOR_SIZE)
@@ -131,11 +154,8 @@ static int refuse_missing(const struct qcow2_plan *p, struct opts *opts, struct 
 
 static int plan_version(struct qcow2_plan *p, struct error **errp)
 {
-    if (strcmp(p->compat, "0.10") == 0 || strcmp(p->compat, "v2") == 0)
-        p->header.version = 2;
-    else if (strcmp(p->compat, "1.1") == 0 || strcmp(p->compat, "v3") == 0)
-        p->header.version = 3;
-    else
+    p->header.version = qcow2_version_of(p->compat);
+    if (p->header.version == 0)
         return error_set(errp, -EINVAL, "Parameter 'version' does not accept value '%s'", p->compat);
     if (strcmp(p->compression, "zstd") == 0) {
         p->header.compression = QCOW2_ZSTD;
@@ -148,10 +168,8 @@ static int plan_version(struct qcow2_plan *p, struct error **errp)
 
 static int plan_widths(struct qcow2_plan *p, struct error **errp)
 {
-    if (!is_power_of_two(p->cluster_size) || p->cluster_size < 512 || p->cluster_size > (2u << 20))
-        return error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
-    if (!is_power_of_two(p->refcount_bits) || p->refcount_bits > 64)
-        return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
+    if (!qcow2_check_cluster_size(p->cluster_size, errp) || !qcow2_check_refcount_bits(p->refcount_bits, errp))
+        return -EINVAL;
     if (p->header.version < 3 && p->lazy)
         return error_set(
             errp, -EINVAL,

@@ -19,5 +19,10 @@ int qcow2_plan_read(struct qcow2_plan *plan, struct opts *opts, struct error **e
 /* And whether they go together: fills in the header but for what depends on the size. */
 int qcow2_plan_check(struct qcow2_plan *plan, struct opts *opts, struct error **errp);
 bool qcow2_is_preallocation(const char *word);
+/* 2 or 3; 0: no compatibility level is called like that. */
+uint32_t qcow2_version_of(const char *compat);
+/* false and *errp: there are none like that. */
+bool qcow2_check_cluster_size(uint64_t cluster_size, struct error **errp);
+bool qcow2_check_refcount_bits(uint64_t bits, struct error **errp);
 /* Whether a disk of this size can be had, and the entries of its L1 table. */
 bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, uint64_t *entries);

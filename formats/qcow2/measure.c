@@ -6,6 +6,7 @@
 #include "bitmap.h"
 #include "create_options.h"
 #include "driver.h"
+#include "refcount.h"
 
 #include <string.h>
 
@@ -16,12 +17,12 @@ static int check_plan(const struct qcow2_plan *p, struct error **errp)
 
     if (!v2 && strcmp(p->compat, "1.1") != 0)
         return error_set(errp, -EINVAL, "Invalid compatibility level: '%s'", p->compat);
-    if (!is_power_of_two(p->cluster_size) || p->cluster_size < 512 || p->cluster_size > (2u << 20))
-        return error_set(errp, -EINVAL, "Cluster size must be a power of two between 512 and 2048k");
+    if (!qcow2_check_cluster_size(p->cluster_size, errp))
+        return -EINVAL;
     if (!qcow2_is_preallocation(p->prealloc))
         return error_set(errp, -EINVAL, "invalid parameter value: %s", p->prealloc);
-    if (!is_power_of_two(p->refcount_bits) || p->refcount_bits > 64)
-        return error_set(errp, -EINVAL, "Refcount width must be a power of two and may not exceed 64 bits");
+    if (!qcow2_check_refcount_bits(p->refcount_bits, errp))
+        return -EINVAL;
     if (v2 && p->refcount_bits != 16)
         return error_set(errp, -EINVAL,
                          "Different refcount widths than 16 bits require compatibility level 1.1 or above (use "
@@ -29,26 +30,15 @@ static int check_plan(const struct qcow2_plan *p, struct error **errp)
     return 0;
 }
 
-/* Clusters that count `clusters` others and themselves: the refcount table and its blocks. */
-static uint64_t refcount_clusters(const struct qcow2_plan *p, uint64_t clusters)
-{
-    uint64_t per_block = p->cluster_size * 8 / p->refcount_bits, blocks = 0, table = 0, before;
-
-    do {
-        before = blocks + table;
-        blocks = div_round_up(clusters + before, per_block);
-        table = div_round_up(blocks * 8, p->cluster_size);
-    } while (blocks + table != before);
-    return before;
-}
-
 /* Of a disk that is all there. */
 static uint64_t metadata_clusters(const struct qcow2_plan *p, uint64_t disk_clusters)
 {
     uint64_t l2 = div_round_up(disk_clusters, p->cluster_size / 8);
-    uint64_t others = 1 + l2 + div_round_up(l2 * 8, p->cluster_size);
+    uint64_t others = 1 + l2 + div_round_up(l2 * 8, p->cluster_size), blocks, table;
 
-    return others + refcount_clusters(p, disk_clusters + others);
+    qcow2_refcounts_for(log2_floor(p->cluster_size), log2_floor(p->refcount_bits), disk_clusters + others, &blocks,
+                        &table);
+    return others + blocks + table;
 }
 
 /* Clusters of the new image that the source has data for. */
@@ -88,7 +78,7 @@ static coroutine_fn int co_bitmap_clusters(struct qcow2 *s, uint64_t cluster_siz
         uint64_t bits = div_round_up(s->header.size, UINT64_C(1) << bitmap.granularity_bits);
         uint64_t data = div_round_up(div_round_up(bits, 8), cluster_size);
         *clusters += data + div_round_up(data * 8, cluster_size);
-        entries += align_up(24 + (uint64_t)bitmap.name_length, 8);
+        entries += align_up(QCOW2_BITMAP_ENTRY + (uint64_t)bitmap.name_length, 8);
     }
     *clusters += div_round_up(entries, cluster_size);
     return ret;

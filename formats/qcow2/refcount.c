@@ -14,6 +14,19 @@
 #include <string.h>
 
 /* Widths under a byte are packed from the least significant bit up. */
+void qcow2_refcounts_for(unsigned cluster_bits, unsigned order, uint64_t clusters, uint64_t *blocks,
+                         uint64_t *table_clusters)
+{
+    uint64_t cluster_size = UINT64_C(1) << cluster_bits, per_block = cluster_size * 8 >> order, before;
+
+    *blocks = *table_clusters = 1;
+    do {
+        before = *blocks + *table_clusters;
+        *blocks = MAX(div_round_up(clusters + before, per_block), UINT64_C(1));
+        *table_clusters = div_round_up(*blocks * 8, cluster_size);
+    } while (*blocks + *table_clusters != before);
+}
+
 uint64_t qcow2_refcount_get(const void *block, unsigned order, uint64_t index)
 {
     const uint8_t *bytes = block;

@@ -10,8 +10,11 @@ static inline uint64_t qcow2_refcount_max(unsigned order)
 {
     return order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
 }
-/* All here: lock held, and given up only if it fails with a corruption, which is then written to the header. Clusters
- * outside the table count 0. */
+/* How many refcount blocks, and clusters of the table that names them, count `clusters` others and themselves. */
+void qcow2_refcounts_for(unsigned cluster_bits, unsigned order, uint64_t clusters, uint64_t *blocks,
+                         uint64_t *table_clusters);
+/* All that follow: lock held, and given up only if it fails with a corruption, which is then written to the header.
+ * Clusters outside the table count 0. */
 coroutine_fn int qcow2_co_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *out);
 /* The block that counts `cluster` must exist, here and below. */
 coroutine_fn int qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uint64_t value);

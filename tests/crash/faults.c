@@ -86,6 +86,12 @@ coroutine_fn void faults_co_check(struct faults *f, struct blk_node *node, bool 
 
 /* ---- one request after the other ---- */
 
+void faults_told(struct faults *f, const char *what, int ret, const struct error *error)
+{
+    if ((ret < 0) != (error != NULL) || (ret < 0 && ret != -EINVAL && !faults_failed(f)))
+        faults_die(f, "%s says %d: %s", what, ret, error ? error_text(error) : "nothing");
+}
+
 bool faults_failed(const struct faults *f) { return memory_node(f->file)->faults.failed; }
 
 void faults_end(struct faults *f)

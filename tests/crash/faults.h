@@ -51,6 +51,9 @@ coroutine_fn struct blk_node *faults_co_open(struct faults *f, unsigned flags, s
 coroutine_fn struct blk_node *faults_co_reopen(struct faults *f, unsigned flags);
 /* Dies where the check finds more than leaks, or leaks where there may be none. */
 coroutine_fn void faults_co_check(struct faults *f, struct blk_node *node, bool leaks_allowed);
+/* Dies if an operation fails and says nothing, or says something and does not fail, or fails without a fault in this
+ * run; but it may be refused (-EINVAL). */
+void faults_told(struct faults *f, const char *what, int ret, const struct error *error);
 bool faults_failed(const struct faults *f); /* in this run, so far */
 void faults_end(struct faults *f);          /* no more of them in this run; faults_failed() stays true */
 /* Runs co_once without a fault, then with one at each request, once and for good. Each run starts with the base and

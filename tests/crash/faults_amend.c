@@ -51,12 +51,11 @@ static coroutine_fn void co_once(struct faults *f, void *arg)
     fill(full);
     if (node) {
         int ret = co_amend(node, t->wish, &error);
-        if ((ret < 0) != (error != NULL) || (ret < 0 && ret != -EINVAL && !faults_failed(f)))
-            faults_die(f, "the change says %d: %s", ret, error ? error_text(error) : "nothing");
+        faults_told(f, "the change", ret, error);
         written = blk_co_write(node, (SECTORS - 1) * 512, full, 512, 0) == 0 && blk_co_flush(node) == 0;
         blk_co_node_unref(node);
-    } else if (!faults_failed(f)) {
-        faults_die(f, "does not open: %s", error_text(error));
+    } else {
+        faults_told(f, "opening", -EIO, error);
     }
     error_free(error);
     faults_end(f);

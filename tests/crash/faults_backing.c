@@ -8,6 +8,7 @@
 #include <base/checked.h>
 #include <block/change.h>
 #include <block/image.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,13 +72,12 @@ static coroutine_fn void co_once(struct faults *f, void *arg)
 
     if (node) {
         int ret = co_record(node, &t->new, &error);
-        if ((ret < 0) != (error != NULL) || (ret < 0 && !faults_failed(f)))
-            faults_die(f, "the change says %d: %s", ret, error ? error_text(error) : "nothing");
+        faults_told(f, "the change", ret, error);
         recorded = ret == 0;
         after = co_fill(node, 2, 3) == 0;
         blk_co_node_unref(node);
-    } else if (!faults_failed(f)) {
-        faults_die(f, "does not open: %s", error_text(error));
+    } else {
+        faults_told(f, "opening", -EIO, error);
     }
     error_free(error);
     faults_end(f);

@@ -8,6 +8,7 @@
 #include <base/checked.h>
 #include <block/change.h>
 #include <block/image.h>
+#include <errno.h>
 #include <block/snapshot.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,14 +66,13 @@ static coroutine_fn void co_once(struct faults *f, void *arg)
     fill(full);
     if (node) {
         int ret = blk_co_make_empty(node, &error);
-        if ((ret < 0) != (error != NULL) || (ret < 0 && !faults_failed(f)))
-            faults_die(f, "emptying says %d: %s", ret, error ? error_text(error) : "nothing");
+        faults_told(f, "emptying", ret, error);
         emptied = ret == 0;
         written = blk_co_write(node, (SECTORS - 1) * 512, full + (SECTORS - 1) * 512, 512, 0) == 0 &&
                   blk_co_flush(node) == 0;
         blk_co_node_unref(node);
-    } else if (!faults_failed(f)) {
-        faults_die(f, "does not open: %s", error_text(error));
+    } else {
+        faults_told(f, "opening", -EIO, error);
     }
     error_free(error);
     faults_end(f);

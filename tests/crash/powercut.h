@@ -74,6 +74,8 @@ __attribute__((format(printf, 2, 3))) int cut_shell(struct cut *c, const char *f
 coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t size);
 /* File `name` of the folder becomes the base. */
 void cut_load_base(struct cut *c, const char *name);
+/* What this memory node holds becomes the base; drops the caller's reference, the last one. */
+coroutine_fn void cut_co_take_base(struct cut *c, struct blk_node *file);
 /* A memory node with `content` (may be NULL: zeroes). `more`: further options, from a comma on. */
 coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, const uint8_t *content, uint64_t length,
                                             const char *more);
@@ -98,6 +100,9 @@ coroutine_fn void cut_co_each(struct cut *c,
 void cut_check_by_qemu(struct cut *c, const struct cut_moment *m, bool repair);
 /* The same by our check, on an open node. */
 coroutine_fn void cut_co_check(struct cut *c, const struct cut_moment *m, struct blk_node *node);
+/* Dies if `content` (of `whose`: "the disk") is not what it must be. */
+void cut_compare(struct cut *c, const struct cut_moment *m, const char *whose, const uint8_t *content,
+                 const uint8_t *wanted, uint64_t length);
 /* What the image's only snapshot holds (damage.h): `file` is a memory node, and stays as it is. */
 coroutine_fn void cut_co_read_snapshot(struct cut *c, struct blk_node *file, const char *backing, uint8_t *content,
                                        uint64_t size);

@@ -11,7 +11,6 @@
 #include <block/change.h>
 #include <block/snapshot.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,11 +86,7 @@ static coroutine_fn void co_prepare(struct amend *t)
     if (t->snapshot)
         cut_need(t->c, blk_co_snapshot_create(t->node, &what, &error) == 0, "create a snapshot", error);
     cut_need(t->c, blk_co_node_unref(t->node) == 0, "close", NULL);
-    free(t->c->base);
-    t->c->base_length = align_up(blk_node_size(file), 512);
-    t->c->base = xcalloc(1, t->c->base_length);
-    cut_need(t->c, blk_co_read(file, 0, t->c->base, blk_node_size(file)) == 0, "read the image", NULL);
-    blk_co_node_unref(file);
+    cut_co_take_base(t->c, file);
 }
 
 static coroutine_fn void co_amend(struct amend *t)
@@ -128,16 +123,12 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
         cut_check_by_qemu(c, m, true);
     if (t->snapshot) {
         cut_co_read_snapshot(c, c->state, t->below ? "below" : NULL, content, BYTES);
-        if (memcmp(content, t->content, BYTES) != 0)
-            cut_die(c, "clock %" PRIu64 ", %s: the snapshot holds something else", m->time, m->what);
+        cut_compare(c, m, "the snapshot", content, t->content, BYTES);
     }
     co_open(t, "state", 0);
     cut_co_check(c, m, t->node);
     cut_need(c, blk_co_read(t->node, 0, content, BYTES) == 0, "read", NULL);
-    for (unsigned i = 0; i < BYTES; i++) {
-        if (content[i] != t->content[i])
-            cut_die(c, "clock %" PRIu64 ", %s: sector %u shows something else", m->time, m->what, i / 512);
-    }
+    cut_compare(c, m, "the disk", content, t->content, BYTES);
     cut_need(c, blk_co_node_unref(t->node) == 0, "close", NULL);
 }
 

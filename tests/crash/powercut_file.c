@@ -61,6 +61,26 @@ void cut_load_base(struct cut *c, const char *name)
     free(path);
 }
 
+coroutine_fn void cut_co_take_base(struct cut *c, struct blk_node *file)
+{
+    uint64_t length = blk_node_size(file);
+
+    free(c->base);
+    c->base_length = align_up(length, 512);
+    c->base = xcalloc(1, c->base_length);
+    cut_need(c, blk_co_read(file, 0, c->base, length) == 0, "read the image", NULL);
+    cut_need(c, blk_co_node_unref(file) == 0, "close the image", NULL);
+}
+
+void cut_compare(struct cut *c, const struct cut_moment *m, const char *whose, const uint8_t *content,
+                 const uint8_t *wanted, uint64_t length)
+{
+    for (uint64_t i = 0; i < length; i++) {
+        if (content[i] != wanted[i])
+            cut_die(c, "clock %" PRIu64 ", %s: sector %" PRIu64 " of %s is another", m->time, m->what, i / 512, whose);
+    }
+}
+
 coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t size)
 {
     struct opts *opts = opts_new();

@@ -60,8 +60,9 @@ enum blk_event {
     BLK_EVENT_L1_SHRINK_FREE_L2_CLUSTERS,
     BLK_EVENT_COR_WRITE,
     BLK_EVENT_CLUSTER_ALLOC_SPACE,
+    BLK_EVENT_COUNT,
 };
-/* Their names, in this order; NULL at the end. */
+/* Their names, by number; NULL at the end. */
 extern const char *const blk_event_words[];
 
 /* Nodes that listen. */

@@ -12,9 +12,11 @@
  */
 coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opts *opts, unsigned flags,
                                           struct error **errp);
-/* A new image of this format over `below`, in a file of $TMPDIR or /var/tmp that has no name any more: what is written
- * is gone with the node. Returns it with one reference, and one of its own to `below`; or NULL. */
-coroutine_fn struct blk_node *blk_co_open_temporary(struct blk_node *below, const char *format, struct error **errp);
+/* As blk_co_open() with these flags, but the image is only read. Unless the flags or the options (which are changed)
+ * say read-only, a new one of `format` lies on top, in a file of $TMPDIR or /var/tmp without a name: what is written is
+ * gone with the node. */
+coroutine_fn struct blk_node *blk_co_open_temporary(const char *filename, struct opts *opts, unsigned flags,
+                                                    const char *format, struct error **errp);
 /* An open node by its node-name, or NULL; adds no reference. */
 struct blk_node *blk_node_find(const char *name);
 struct blk_node *blk_node_ref(struct blk_node *node);
