@@ -63,6 +63,8 @@ void blk_link_move(struct blk_child *link, struct blk_node *to)
         link->front->open_flags = to->open_flags;
     } else if (strcmp(link->role, "backing") == 0) {
         link->parent->backing = to;
+    } else if (strcmp(link->role, "data-file") == 0) {
+        link->parent->data = to;
     } else if (link->parent->file == from) {
         link->parent->file = to;
     }

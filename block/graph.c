@@ -72,6 +72,8 @@ static void set_shortcut(struct blk_node *parent, const char *role, struct blk_n
         parent->file = node;
     else if (strcmp(role, "backing") == 0)
         parent->backing = node;
+    else if (strcmp(role, "data-file") == 0)
+        parent->data = node;
 }
 
 struct blk_child *blk_child_attach(struct blk_node *parent, struct blk_front *front, const char *role,

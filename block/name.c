@@ -15,17 +15,23 @@
 
 /* ---- what the content depends on ---- */
 
+static bool is_key_of(const char *role, const char *key)
+{
+    size_t length = strlen(role);
+
+    return strncmp(key, role, length) == 0 && (key[length] == '.' || !key[length]);
+}
+
 /* Options of children are theirs to name. */
 static bool is_child_key(const struct blk_node *node, const char *key)
 {
     const struct blk_child *child;
 
     list_for_each(child, &node->children, in_parent) {
-        size_t length = strlen(child->role);
-        if (strncmp(key, child->role, length) == 0 && (key[length] == '.' || !key[length]))
+        if (is_key_of(child->role, key))
             return true;
     }
-    return false;
+    return (node->open_flags & BLK_O_NO_IO) && is_key_of("data-file", key); /* left out */
 }
 
 static const struct opt_desc *find_option(const struct opt_desc *table, const char *key)

@@ -32,7 +32,7 @@ static coroutine_fn int co_look_at_backing(const struct create_args *args, const
     struct opts *opts = opts_new();
     if (format)
         opts_set(opts, "driver", format);
-    struct blk_node *node = blk_co_open(path, opts, BLK_O_FORCE_SHARE, errp);
+    struct blk_node *node = blk_co_open(path, opts, BLK_O_FORCE_SHARE | BLK_O_NO_IO, errp);
     opts_free(opts);
     free(path);
     if (!node)

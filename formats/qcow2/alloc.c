@@ -67,6 +67,24 @@ coroutine_fn int qcow2_co_alloc(struct qcow2 *s, uint64_t count, uint64_t *offse
     return 0;
 }
 
+coroutine_fn int qcow2_co_alloc_data(struct qcow2 *s, uint64_t guest, uint64_t count, uint64_t *offset, uint64_t *got,
+                                     bool *fresh)
+{
+    if (!s->external)
+        return qcow2_co_alloc(s, count, offset, got, fresh);
+    blk_co_event(s->node->file, BLK_EVENT_CLUSTER_ALLOC);
+    *offset = guest;
+    *got = count;
+    *fresh = false; /* others may have written there */
+    return 0;
+}
+
+coroutine_fn void qcow2_co_unalloc_data(struct qcow2 *s, uint64_t offset, uint64_t count)
+{
+    if (!s->external)
+        qcow2_co_unalloc(s, offset, count);
+}
+
 /* ---- bytes ---- */
 
 /* One more reference to a host cluster of compressed ones; *shared is false if its refcount can go no higher. */

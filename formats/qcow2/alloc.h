@@ -9,6 +9,11 @@ int qcow2_check_room(const struct qcow2 *s, uint64_t cluster, uint64_t *count);
 /* 1 … count contiguous clusters, refcount one each. *got says how many; *fresh (may be NULL) whether they are certain
  * to read as zeroes. Lock held, given up only if it fails with a corruption, which is then written to the header. */
 coroutine_fn int qcow2_co_alloc(struct qcow2 *s, uint64_t count, uint64_t *offset, uint64_t *got, bool *fresh);
+/* The same for the data of guest clusters from `guest` (bytes) on: an external data file has a place for each, and
+ * counts none. What is given back nothing refers to. */
+coroutine_fn int qcow2_co_alloc_data(struct qcow2 *s, uint64_t guest, uint64_t count, uint64_t *offset, uint64_t *got,
+                                     bool *fresh);
+coroutine_fn void qcow2_co_unalloc_data(struct qcow2 *s, uint64_t offset, uint64_t count);
 /* Bytes for a compressed cluster, at most a host cluster: behind those of others if there is room, so at any offset. A
  * host cluster has one reference for each that touches it. Lock held, and may be given up. */
 coroutine_fn int qcow2_co_alloc_bytes(struct qcow2 *s, uint64_t length, uint64_t *offset);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Other options of an image that is there: version, size, width of refcounts, lazy refcounts.
+ * Other options of an image that is there: version, size, width of refcounts, lazy refcounts, the external data file.
  *
  * Each is changed in the header's first sector once all that it needs is durable, one after the other; what version 2
  * does not have is gone before the header says so.
@@ -22,7 +22,7 @@ struct wish {
     const char *backing_name, *backing_format, *compat, *data_file;
     bool data_file_raw, lazy;
     uint64_t refcount_bits, size;
-    bool lazy_given, bits_given, size_given;
+    bool lazy_given, bits_given, size_given, raw_given;
     uint32_t version;
 };
 
@@ -99,9 +99,9 @@ static int refuse(const struct wish *w, const struct qcow2 *s, struct opts *opts
     if ((w->backing_name || w->backing_format) &&
         (is_other(w->backing_name, s->backing_name) || is_other(w->backing_format, s->backing_format)))
         return error_set(errp, -EINVAL, "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
-    if (w->data_file)
+    if (w->data_file && !s->external)
         return error_set(errp, -EINVAL, "data-file can only be set for images that use an external data file");
-    if (w->data_file_raw)
+    if (w->data_file_raw && !qcow2_data_is_raw(s))
         return error_set(errp, -EINVAL, "data-file-raw cannot be set on existing images");
     return 0;
 }
@@ -125,6 +125,8 @@ static int check_downgrade(const struct qcow2 *s, struct error **errp)
 {
     uint64_t others = s->header.incompatible & ~(uint64_t)QCOW2_INCOMPAT_DIRTY;
 
+    if (s->external)
+        return error_set(errp, -ENOTSUP, "Cannot downgrade an image with a data file");
     if (others)
         return error_set(errp, -ENOTSUP, "Cannot downgrade an image with incompatible features %#" PRIx64 " set",
                          others);
@@ -138,6 +140,7 @@ static int read_wish(struct wish *w, struct qcow2 *s, struct opts *opts, struct 
     w->lazy_given = opts_has(opts, "lazy_refcounts");
     w->size_given = opts_has(opts, "size");
     w->bits_given = opts_has(opts, "refcount_bits");
+    w->raw_given = opts_has(opts, "data_file_raw");
     int ret = opts_read(opts, qcow2_amend_options, w, errp);
 
     if (ret >= 0)
@@ -182,6 +185,22 @@ static coroutine_fn int co_set_lazy(struct qcow2 *s, bool lazy, struct error **e
     return ret < 0 ? error_set_errno(errp, ret, "Could not %s lazy refcounts", lazy ? "enable" : "disable") : 0;
 }
 
+/* From now on the data file need not be the disk's raw image. */
+static coroutine_fn int co_end_raw(struct qcow2 *s, struct error **errp)
+{
+    uint64_t bits = s->header.autoclear & ~(uint64_t)QCOW2_AUTOCLEAR_RAW_DATA;
+
+    co_mutex_lock(&s->lock);
+    qcow2_header_set64(s, QCOW2_AT_AUTOCLEAR, bits);
+    int ret = qcow2_co_header_write(s);
+    if (ret < 0)
+        qcow2_header_set64(s, QCOW2_AT_AUTOCLEAR, s->header.autoclear);
+    else
+        s->header.autoclear = bits;
+    co_mutex_unlock(&s->lock);
+    return ret < 0 ? error_set_errno(errp, ret, "Could not write the image's header") : 0;
+}
+
 /* Version 2 knows neither zero clusters nor features. */
 static coroutine_fn int co_downgrade(struct qcow2 *s, struct error **errp)
 {
@@ -206,6 +225,10 @@ static coroutine_fn int co_amend(struct qcow2 *s, const struct wish *w, struct e
         ret = qcow2_co_change_version(s, w->version, errp);
     if (ret == 0 && order != s->header.refcount_order)
         ret = qcow2_co_change_refcount_width(s, order, errp);
+    if (ret == 0 && w->data_file)
+        ret = qcow2_co_change_data_name(s, w->data_file, errp);
+    if (ret == 0 && w->raw_given && !w->data_file_raw && qcow2_data_is_raw(s))
+        ret = co_end_raw(s, errp);
     if (ret == 0 && w->size_given)
         ret = qcow2_co_truncate(s->node, w->size, false, "off", errp);
     if (ret == 0 && w->lazy_given && w->lazy != (bool)(s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS))

@@ -69,10 +69,16 @@ static bool may_mend(const struct qcow2_checker *c, uint64_t table)
            !(c->not_tables[cluster / 64] >> cluster % 64 & 1);
 }
 
-static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, bool statistics)
+static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, uint64_t index, bool statistics)
 {
     uint64_t offset, length;
 
+    if (c->s->external) {
+        qcow2_check_say(c, true, "ERROR compressed cluster %" PRIu64 " with data file, entry=0x%" PRIx64, index,
+                        entry.word);
+        c->check->corruptions++;
+        return;
+    }
     if (qcow2_entry_copied(entry)) {
         unsigned x = 62 - (c->s->cluster_bits - 8);
         qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
@@ -116,15 +122,17 @@ static bool mend_zero(const struct qcow2_checker *c, struct qcow2_entry entry, u
     return mend;
 }
 
-/* Returns whether the entry was changed; `slot` is NULL in tables that are not mended. */
-static bool count_entry(struct qcow2_checker *c, struct qcow2_entry entry, uint64_t *slot, uint64_t *next,
+/* Entry `index` of `table`; returns whether it was changed. `mendable`: it may be. */
+static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index, bool mendable, uint64_t *next,
                         bool statistics)
 {
+    struct qcow2_entry entry = qcow2_entry_load(table, index, c->s->external);
+    uint64_t *slot = mendable ? &table[index] : NULL;
     uint64_t offset = qcow2_entry_host(entry);
     enum qcow2_kind kind = qcow2_entry_kind(entry);
 
     if (kind == QCOW2_IS_COMPRESSED) {
-        count_compressed(c, entry, statistics);
+        count_compressed(c, entry, index, statistics);
         return false;
     }
     if (qcow2_entry_reserved_bits(entry)) {
@@ -141,7 +149,8 @@ static bool count_entry(struct qcow2_checker *c, struct qcow2_entry entry, uint6
             c->check->fragmented_clusters++;
         *next = offset + c->s->cluster_size;
     }
-    count(c, offset, c->s->cluster_size);
+    if (!c->s->external)
+        count(c, offset, c->s->cluster_size);
     return false;
 }
 
@@ -157,7 +166,7 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
         return ret;
     }
     for (uint64_t i = 0; i < c->s->cluster_size >> QCOW2_ENTRY_SHIFT; i++)
-        changed |= count_entry(c, qcow2_entry_load(buffer, i), mendable ? &buffer[i] : NULL, &next, active);
+        changed |= count_entry(c, buffer, i, mendable, &next, active);
     return changed ? co_write_table(c, table, buffer) : 0;
 }
 
@@ -415,11 +424,12 @@ static coroutine_fn uint64_t co_refcount_of(struct qcow2_checker *c, uint64_t of
 
 static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *slot, unsigned fix)
 {
-    struct qcow2_entry entry = qcow2_entry_load(slot, 0);
+    struct qcow2_entry entry = qcow2_entry_load(slot, 0, c->s->external);
 
     if (!qcow2_entry_has_cluster(entry))
         return false;
-    uint64_t refcount = co_refcount_of(c, qcow2_entry_host(entry));
+    /* An external data file has no refcounts: each of its clusters belongs to one entry. */
+    uint64_t refcount = c->s->external ? 1 : co_refcount_of(c, qcow2_entry_host(entry));
     if (refcount == UINT64_MAX || (refcount == 1) == qcow2_entry_copied(entry))
         return false;
     qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64,

@@ -22,6 +22,7 @@
 #include "refcount.h"
 #include "writeback.h"
 
+#include <base/crew.h>
 #include <base/testpoint.h>
 #include <string.h>
 
@@ -160,6 +161,26 @@ static int capture(struct qcow2 *s, struct commit *c)
 
 /* ---- writing ---- */
 
+struct flush {
+    struct blk_node *nodes[2];
+};
+
+static coroutine_fn int co_flush_node(void *arg, size_t index)
+{
+    const struct flush *flush = arg;
+
+    return blk_co_flush(flush->nodes[index]);
+}
+
+/* Metadata and guest data, wherever they are. */
+static coroutine_fn int co_flush_all(struct qcow2 *s)
+{
+    struct flush flush = { { s->node->file, qcow2_data_file(s) } };
+    size_t count = s->external ? 2 : 1;
+
+    return co_crew(count, (unsigned)count, co_flush_node, &flush);
+}
+
 static coroutine_fn int co_name_table(struct qcow2 *s, const struct commit *c)
 {
     co_mutex_lock(&s->lock);
@@ -224,7 +245,7 @@ static coroutine_fn int co_write_out(struct qcow2 *s, struct commit *c)
     if (ret == 0)
         ret = qcow2_co_writeback_write_in_order(&c->table_sectors, s->node->file);
     if (ret == 0)
-        ret = blk_co_flush(s->node->file); /* W2, W3 */
+        ret = co_flush_all(s); /* W2, W3 */
     testpoint_co("qcow2-commit-phase-2");
     if (c->slice_count)
         blk_co_event(s->node->file, BLK_EVENT_L2_UPDATE);
@@ -360,7 +381,7 @@ coroutine_fn int qcow2_co_flush(struct blk_node *node)
 
     blk_co_event(node->file, BLK_EVENT_FLUSH_TO_OS);
     if (!atomic_load_explicit(&s->need_commit, memory_order_acquire))
-        return blk_co_flush(node->file);
+        return blk_co_flush(qcow2_data_file(s));
     return qcow2_co_commit(s);
 }
 

@@ -86,7 +86,8 @@ static coroutine_fn int co_write_image(struct blk_node *file, struct qcow2_plan 
 
     if (!head)
         return -ENOMEM;
-    int ret = qcow2_header_build(&p->header, p->backing_name, p->backing_format, head, p->cluster_size, errp);
+    struct qcow2_names names = { p->backing_name, p->backing_format, p->data_file };
+    int ret = qcow2_header_build(&p->header, &names, head, p->cluster_size, errp);
     if (ret < 0)
         return ret;
     ret = co_forget_old(file);
@@ -119,6 +120,20 @@ static coroutine_fn int co_preallocate(struct blk_node *file, const struct qcow2
     return ret;
 }
 
+/* As large as the disk, and nothing else is in it. */
+static coroutine_fn int co_create_data_file(const struct qcow2_plan *p, struct error **errp)
+{
+    if (!p->data_file)
+        return 0;
+    struct opts *opts = opts_new();
+    if (strcmp(p->prealloc, "metadata") != 0)
+        opts_set(opts, "preallocation", p->prealloc);
+    AUTO_FREE char *path = blk_path_as_file(p->data_file); /* as it will be opened */
+    int ret = blk_co_create("raw", path, opts, p->header.size, errp);
+    opts_free(opts);
+    return ret;
+}
+
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
 {
     struct opts *opts = create->options ? opts_clone(create->options) : opts_new();
@@ -129,6 +144,8 @@ coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
         ret = qcow2_plan_check(&p, opts, errp);
     if (ret == 0)
         ret = lay_out(&p, create->size, errp);
+    if (ret == 0)
+        ret = co_create_data_file(&p, errp);
     if (ret == 0)
         ret = co_write_image(create->file, &p, errp);
     if (ret == 0 && strcmp(p.prealloc, "off") != 0)

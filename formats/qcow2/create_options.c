@@ -69,10 +69,12 @@ const struct opt_desc qcow2_create_options[] = {
       .type = OPT_STRING,
       .help = "Image format of the base image",
       .at = OPT_AT(struct qcow2_plan, backing_format) },
-    { .name = "data_file", .type = OPT_STRING, .flags = OPT_MISSING, .help = "File name of an external data file" },
+    { .name = "data_file",
+      .type = OPT_STRING,
+      .help = "File name of an external data file",
+      .at = OPT_AT(struct qcow2_plan, data_file) },
     { .name = "data_file_raw",
       .type = OPT_BOOL,
-      .flags = OPT_MISSING,
       .help = "The external data file must stay valid as a raw image",
       .at = OPT_AT(struct qcow2_plan, data_file_raw) },
     { .name = "lazy_refcounts",
@@ -138,8 +140,6 @@ static int refuse_missing(const struct qcow2_plan *p, struct opts *opts, struct 
 {
     int ret = 0;
 
-    if (p->data_file_raw && !opts_has(opts, "data_file"))
-        return error_set(errp, -EINVAL, "data-file-raw requires data-file");
     for (const struct opt_desc *desc = qcow2_create_options; ret >= 0 && desc->name; desc++) {
         bool asked = opts_has(opts, desc->name);
         if (!(desc->flags & OPT_MISSING))
@@ -203,6 +203,25 @@ static int plan_backing(struct qcow2_plan *p, struct error **errp)
     return 0;
 }
 
+static int plan_data_file(struct qcow2_plan *p, struct error **errp)
+{
+    if (p->data_file_raw && !p->data_file)
+        return error_set(errp, -EINVAL, "data-file-raw requires data-file");
+    if (p->data_file_raw && p->backing_name)
+        return error_set(errp, -EINVAL, "Backing file and data-file-raw cannot be used at the same time");
+    if (!p->data_file)
+        return 0;
+    if (p->header.version < 3)
+        return error_set(errp, -EINVAL,
+                         "External data files are only supported with compatibility level 1.1 and above (use "
+                         "version=v3 or greater)");
+    p->header.incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+    p->header.autoclear |= p->data_file_raw ? QCOW2_AUTOCLEAR_RAW_DATA : 0;
+    if (p->data_file_raw && strcmp(p->prealloc, "off") == 0)
+        p->prealloc = "metadata"; /* what is written to the raw disk shows here */
+    return 0;
+}
+
 int qcow2_plan_check(struct qcow2_plan *p, struct opts *opts, struct error **errp)
 {
     int ret = plan_version(p, errp);
@@ -211,5 +230,7 @@ int qcow2_plan_check(struct qcow2_plan *p, struct opts *opts, struct error **err
         ret = plan_widths(p, errp);
     if (ret == 0)
         ret = plan_backing(p, errp);
+    if (ret == 0)
+        ret = plan_data_file(p, errp);
     return ret == 0 ? refuse_missing(p, opts, errp) : ret;
 }

@@ -6,7 +6,7 @@
 
 struct qcow2_plan {
     /* Options. */
-    const char *backing_name, *backing_format, *prealloc, *compat, *compression;
+    const char *backing_name, *backing_format, *data_file, *prealloc, *compat, *compression;
     uint64_t cluster_size, refcount_bits;
     bool lazy, data_file_raw;
     /* create.c lays it out. */

@@ -77,6 +77,8 @@ void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry, bool discard)
 {
     uint64_t offset = qcow2_entry_host(entry), length = s->cluster_size;
 
+    if (s->external) /* nobody else gets the place */
+        return;
     switch (qcow2_entry_kind(entry)) {
     case QCOW2_UNALLOCATED:
     case QCOW2_ZERO_PLAIN: return;

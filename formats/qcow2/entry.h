@@ -20,7 +20,7 @@ enum qcow2_kind { QCOW2_UNALLOCATED, QCOW2_ZERO_PLAIN, QCOW2_ZERO_ALLOCATED, QCO
 
 /* ---- what it says ---- */
 
-/* Host bytes; 0 if the entry names no place. Not for compressed ones. */
+/* Host bytes; 0 if the entry names no place, or the first one of an external data file. Not for compressed ones. */
 static inline uint64_t qcow2_entry_host(struct qcow2_entry entry) { return entry.word & QCOW2_OFFSET_MASK; }
 
 static inline enum qcow2_kind qcow2_entry_kind(struct qcow2_entry entry)
@@ -29,7 +29,8 @@ static inline enum qcow2_kind qcow2_entry_kind(struct qcow2_entry entry)
         return QCOW2_IS_COMPRESSED;
     if (entry.word & QCOW2_ZERO)
         return qcow2_entry_host(entry) ? QCOW2_ZERO_ALLOCATED : QCOW2_ZERO_PLAIN;
-    return qcow2_entry_host(entry) ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
+    /* Place 0 with the flag: the first cluster of an external data file. */
+    return entry.word & (QCOW2_OFFSET_MASK | QCOW2_COPIED) ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
 }
 
 /* Does it name a whole host cluster, with data or reading as zeroes? */
@@ -75,11 +76,19 @@ static inline struct qcow2_entry qcow2_entry_with_copied(struct qcow2_entry entr
     return (struct qcow2_entry){ copied ? entry.word | QCOW2_COPIED : entry.word & ~QCOW2_COPIED };
 }
 
-/* ---- in a table as it lies on disk ---- */
-
-static inline struct qcow2_entry qcow2_entry_load(const uint64_t *table, uint64_t index)
+/* Without an external data file the flag means nothing where no place is named: it goes. */
+static inline struct qcow2_entry qcow2_entry_normal(struct qcow2_entry entry, bool external)
 {
-    return (struct qcow2_entry){ be64toh(table[index]) };
+    bool pointless = !external && !(entry.word & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED));
+
+    return pointless ? qcow2_entry_with_copied(entry, false) : entry;
+}
+
+/* ---- in a table as it lies on disk; external: its image has an external data file ---- */
+
+static inline struct qcow2_entry qcow2_entry_load(const uint64_t *table, uint64_t index, bool external)
+{
+    return qcow2_entry_normal((struct qcow2_entry){ be64toh(table[index]) }, external);
 }
 static inline void qcow2_entry_store(uint64_t *table, uint64_t index, struct qcow2_entry entry)
 {

@@ -174,7 +174,10 @@ static int take_extension(uint32_t type, const uint8_t *data, uint32_t length, s
         ext->bitmap_directory_offset = load_be64(data + 16);
         return 0;
     case QCOW2_EXT_CRYPTO: ext->crypto = true; return 0;
-    case QCOW2_EXT_DATA_FILE: ext->data_file = true; return 0;
+    case QCOW2_EXT_DATA_FILE:
+        ext->data_name = data;
+        ext->data_name_length = length;
+        return 0;
     default: return 0; /* unknown ones stay where they are */
     }
 }
@@ -285,26 +288,32 @@ static size_t put_features(uint8_t *out, size_t at)
     return next;
 }
 
-int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const char *backing_format, uint8_t *out,
-                       size_t out_size, struct error **errp)
+/* Of an extension with this text; there is none without a text. */
+static size_t extension_size(size_t length) { return length ? 8 + align_up(length, 8) : 0; }
+
+int qcow2_header_build(struct qcow2_header *h, const struct qcow2_names *names, uint8_t *out, size_t out_size,
+                       struct error **errp)
 {
-    size_t name_length = backing_name ? strlen(backing_name) : 0;
-    size_t format_length = backing_format ? strlen(backing_format) : 0;
+    size_t name_length = names->backing ? strlen(names->backing) : 0;
+    size_t format_length = names->backing_format ? strlen(names->backing_format) : 0;
+    size_t data_length = names->data ? strlen(names->data) : 0;
     /* A version 3 header of ours is 112 bytes: the compression type and its padding. */
     h->header_length = h->version >= 3 ? QCOW2_V3_HEADER_LENGTH + 8 : QCOW2_V2_HEADER_LENGTH;
     size_t at = h->header_length;
     size_t table = h->version >= 3 ? 8 + ARRAY_SIZE(features) * FEATURE_ENTRY : 0;
-    size_t required = at + 8 + name_length + (format_length ? 8 + align_up(format_length, 8) : 0);
+    size_t required = at + 8 + name_length + extension_size(format_length) + extension_size(data_length);
 
     if (name_length > QCOW2_MAX_BACKING_NAME)
         return error_set(errp, -EINVAL, "Backing file name too long");
     if (format_length >= 16)
-        return error_set(errp, -EINVAL, "Backing format name '%s' is too long", backing_format);
+        return error_set(errp, -EINVAL, "Backing format name '%s' is too long", names->backing_format);
     if (required > out_size)
         return error_set(errp, -ENOSPC, "The header does not fit into one cluster of %zu bytes; use larger clusters",
                          out_size);
     if (format_length)
-        at = put_extension(out, at, QCOW2_EXT_BACKING_FORMAT, backing_format, format_length);
+        at = put_extension(out, at, QCOW2_EXT_BACKING_FORMAT, names->backing_format, format_length);
+    if (data_length)
+        at = put_extension(out, at, QCOW2_EXT_DATA_FILE, names->data, data_length);
     if (table &&
         required + table <= out_size) /* only names: in tiny clusters with a long backing name it has no place */
         at = put_features(out, at);
@@ -312,7 +321,7 @@ int qcow2_header_build(struct qcow2_header *h, const char *backing_name, const c
     h->backing_offset = name_length ? at : 0;
     h->backing_length = (uint32_t)name_length;
     if (name_length)
-        memcpy(out + at, backing_name, name_length);
+        memcpy(out + at, names->backing, name_length);
     store_fields(h, out);
     return 0;
 }

@@ -9,7 +9,9 @@ struct qcow2_extensions {
     char backing_format[16];
     const uint8_t *feature_table; /* points into the buffer that was parsed */
     size_t feature_table_length;
-    bool crypto, bitmaps, data_file;
+    bool crypto, bitmaps;
+    const uint8_t *data_name; /* of the external data file, as feature_table; NULL: there is no such extension */
+    size_t data_name_length;
     uint32_t bitmap_count;
     uint64_t bitmap_directory_size, bitmap_directory_offset;
 };
@@ -24,9 +26,13 @@ int qcow2_extensions_parse(const struct qcow2_header *header, const uint8_t *dat
                            struct qcow2_extensions *ext, struct error **errp);
 /* Refuses unknown incompatible features by the names in the image's table. */
 int qcow2_features_check(uint64_t unknown, const struct qcow2_extensions *ext, struct error **errp);
+/* Names of other files that a header has; NULL: none. */
+struct qcow2_names {
+    const char *backing, *backing_format, *data;
+};
 /* Writes header, extensions and backing name into a zeroed buffer of one cluster. Sets header->backing_offset. */
-int qcow2_header_build(struct qcow2_header *header, const char *backing_name, const char *backing_format, uint8_t *out,
-                       size_t out_size, struct error **errp);
+int qcow2_header_build(struct qcow2_header *header, const struct qcow2_names *names, uint8_t *out, size_t out_size,
+                       struct error **errp);
 /* Changes fields of the first sector in memory; qcow2_co_header_write() makes it durable (write and host flush): the
  * lock is held, and given up meanwhile; one write at a time, each of what the sector holds when it begins. Where
  * that fails nobody knows which header is on disk: every commit writes it first, until it is the one in memory. */

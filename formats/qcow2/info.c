@@ -14,6 +14,10 @@ static json_t *specific(const struct qcow2 *s)
         json_object_set_new(data, "lazy-refcounts",
                             json_boolean((s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) != 0));
     json_object_set_new(data, "refcount-bits", json_integer(1 << s->header.refcount_order));
+    if (s->data_name)
+        json_object_set_new(data, "data-file", json_string_nocheck(s->data_name));
+    if (s->external)
+        json_object_set_new(data, "data-file-raw", json_boolean(qcow2_data_is_raw(s)));
     if (v3) {
         json_object_set_new(data, "corrupt", json_boolean((s->header.incompatible & QCOW2_INCOMPAT_CORRUPT) != 0));
         json_object_set_new(data, "extended-l2",

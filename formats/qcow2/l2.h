@@ -19,10 +19,11 @@ void qcow2_slices_move(struct qcow2 *s, uint64_t l1_index, uint64_t table);
  * evicted while requests still use it? Refcounts that call a cluster free that is in use are a corruption: marks the
  * image and returns -EIO. What is loaded later is checked against the metadata that there is then. Lock held. */
 coroutine_fn int qcow2_co_check_unnamed(struct qcow2 *s, uint64_t cluster, uint64_t count, const char *what);
-/* Can a read follow the entry: aligned, and allowed in this version? Any thread. */
-bool qcow2_entry_readable(const struct qcow2 *s, struct qcow2_entry entry);
+/* Can a read follow the entry, of the guest cluster at `guest`: aligned, allowed in this version, and in an external
+ * data file at its own place? Any thread. */
+bool qcow2_entry_readable(const struct qcow2 *s, uint64_t guest, struct qcow2_entry entry);
 /* May writes follow it too? Lock held. */
-bool qcow2_entry_plausible(const struct qcow2 *s, struct qcow2_entry entry);
+bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t guest, struct qcow2_entry entry);
 /* Is the entry one that may be followed at all? Marks the image corrupt and returns -EIO if not. Lock held. */
 coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index,
                                       struct qcow2_entry entry, bool to_write);

@@ -141,21 +141,24 @@ void qcow2_slices_free(struct qcow2 *s)
 
 /* ---- loading ---- */
 
-bool qcow2_entry_readable(const struct qcow2 *s, struct qcow2_entry entry)
+bool qcow2_entry_readable(const struct qcow2 *s, uint64_t guest, struct qcow2_entry entry)
 {
     if (qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED)
-        return true;
+        return !s->external;
+    if (s->external && qcow2_entry_has_cluster(entry) && qcow2_entry_host(entry) != guest)
+        return false;
     return qcow2_in_cluster(s, qcow2_entry_host(entry)) == 0 &&
            !(qcow2_entry_zero_flag(entry) && s->header.version < 3);
 }
 
-bool qcow2_entry_plausible(const struct qcow2 *s, struct qcow2_entry entry)
+bool qcow2_entry_plausible(const struct qcow2 *s, uint64_t guest, struct qcow2_entry entry)
 {
     bool compressed = qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED;
 
-    if (!qcow2_entry_readable(s, entry) || (compressed && qcow2_entry_copied(entry)))
+    if (!qcow2_entry_readable(s, guest, entry) || (compressed && qcow2_entry_copied(entry)))
         return false;
-    return !qcow2_entry_has_cluster(entry) || !qcow2_overlap(s, qcow2_entry_host(entry), s->cluster_size, 0);
+    return s->external || !qcow2_entry_has_cluster(entry) ||
+           !qcow2_overlap(s, qcow2_entry_host(entry), s->cluster_size, 0);
 }
 
 static struct qcow2_slice *new_slice(struct qcow2 *s, uint64_t number, uint64_t host_offset)
@@ -172,23 +175,24 @@ static struct qcow2_slice *new_slice(struct qcow2 *s, uint64_t number, uint64_t 
     return slice;
 }
 
-/* The entry names a cluster now. */
+/* The entry names a cluster of the file now. */
 static void widen(const struct qcow2 *s, struct qcow2_slice *slice, struct qcow2_entry entry)
 {
     uint64_t cluster = qcow2_entry_host(entry) >> s->cluster_bits;
 
-    if (!qcow2_entry_has_cluster(entry))
+    if (s->external || !qcow2_entry_has_cluster(entry))
         return;
     slice->lowest = MIN(slice->lowest, cluster);
     slice->highest = MAX(slice->highest, cluster);
 }
 
-/* A slice as it was read. */
+/* A slice as it was read, which nobody else sees yet. */
 static void look_through(struct qcow2 *s, struct qcow2_slice *slice)
 {
     for (uint32_t i = 0; i < qcow2_slice_entries(s); i++) {
-        struct qcow2_entry entry = qcow2_slice_entry(slice, i);
-        slice->suspect = slice->suspect || !qcow2_entry_plausible(s, entry);
+        struct qcow2_entry entry = qcow2_entry_normal(qcow2_slice_entry(slice, i), s->external);
+        atomic_store_explicit(&slice->words[i], qcow2_be(entry.word), memory_order_relaxed);
+        slice->suspect = slice->suspect || !qcow2_entry_plausible(s, qcow2_slice_guest(s, slice, i), entry);
         widen(s, slice, entry);
     }
     /* What nobody gave out yet may become metadata unasked. */
@@ -257,14 +261,24 @@ coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice 
 {
     uint64_t offset = qcow2_entry_host(entry), table = qcow2_cluster_start(s, slice->host_offset);
     uint64_t in_table = ((slice->host_offset - table) >> QCOW2_ENTRY_SHIFT) + index;
-    uint64_t guest = (slice->number << s->slice_shift) + ((uint64_t)index << s->cluster_bits);
+    uint64_t guest = qcow2_slice_guest(s, slice, index);
 
-    if (qcow2_entry_readable(s, entry))
+    if (qcow2_entry_readable(s, guest, entry))
         return 0;
+    if (s->external && qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED)
+        return qcow2_co_mark_corrupt(s,
+                                     "Compressed cluster entry found in image with external data file (L2 offset: "
+                                     "%#" PRIx64 ", L2 index: %#" PRIx64 ")",
+                                     table, in_table);
     if (qcow2_entry_zero_flag(entry) && s->header.version < 3)
         return qcow2_co_mark_corrupt(
             s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table,
             in_table);
+    if (s->external && qcow2_in_cluster(s, offset) == 0)
+        return qcow2_co_mark_corrupt(s,
+                                     "External data file host cluster offset %#" PRIx64
+                                     " does not match guest cluster offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")",
+                                     offset, guest, in_table);
     if (to_write)
         return qcow2_co_mark_corrupt(s, "%s cluster offset %#" PRIx64 " unaligned (guest offset: %#" PRIx64 ")",
                                      qcow2_entry_zero_flag(entry) ? "Preallocated zero" : "Data", offset, guest);
@@ -318,7 +332,7 @@ static uint64_t guest_of(const struct qcow2 *s, const struct qcow2_slice *slice,
         struct qcow2_entry entry = qcow2_slice_entry(slice, i);
         uint64_t cluster = qcow2_entry_host(entry) >> s->cluster_bits;
         if (qcow2_entry_has_cluster(entry) && cluster >= first && cluster <= last)
-            return (slice->number << s->slice_shift) + ((uint64_t)i << s->cluster_bits);
+            return qcow2_slice_guest(s, slice, i);
     }
     return UINT64_MAX;
 }

@@ -129,7 +129,9 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
     if (unlikely(slice->suspect)) {
         /* One entry at a time, and no write: co_write() looks closer. */
         length = MIN(length, s->cluster_size - qcow2_in_cluster(s, offset));
-        if (op == BLK_OP_WRITE || !qcow2_entry_readable(s, qcow2_slice_entry(slice, qcow2_slice_index(s, offset)))) {
+        uint32_t index = qcow2_slice_index(s, offset);
+        if (op == BLK_OP_WRITE ||
+            !qcow2_entry_readable(s, qcow2_slice_guest(s, slice, index), qcow2_slice_entry(slice, index))) {
             set_extent(extent, BLK_SLOW, 0, length);
             return;
         }
@@ -154,7 +156,7 @@ void qcow2_map(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t o
             set_extent(extent, BLK_SLOW, 0, 0);
         } else {
             set_extent(extent, BLK_DATA, 0, 0);
-            extent->child = node->file;
+            extent->child = qcow2_data_file(s); /* metadata that need no commit are on disk */
         }
         return;
     default: set_extent(extent, BLK_SLOW, 0, length); return;

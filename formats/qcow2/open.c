@@ -56,14 +56,31 @@ static int refuse_features(const struct qcow2_header *h, const struct qcow2_exte
 
     if (ret < 0)
         return ret;
-    if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-        return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): external data file");
     if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
         return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): extended L2 entries");
     if (h->crypt_method == 1 || h->crypt_method == 2)
         return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): encryption (%s)",
                          h->crypt_method == 1 ? "aes" : "luks");
     return 0;
+}
+
+static char *take_text(const uint8_t *text, size_t length)
+{
+    char *copy = text ? calloc(1, length + 1) : NULL;
+
+    if (copy)
+        memcpy(copy, text, length);
+    return copy;
+}
+
+/* Of an image whose header says so; it may leave open which file that is. */
+static int take_data_name(struct qcow2 *s, const struct qcow2_extensions *ext)
+{
+    s->external = s->header.incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    if (!s->external || ext->data_name_length == 0)
+        return 0;
+    s->data_name = take_text(ext->data_name, ext->data_name_length);
+    return s->data_name ? 0 : -ENOMEM;
 }
 
 static int take_backing_name(struct qcow2 *s, const uint8_t *data, size_t length)
@@ -114,6 +131,8 @@ static coroutine_fn int co_read_header(struct qcow2 *s, unsigned flags, struct e
         ret = qcow2_header_validate(&s->header, flags & BLK_O_CHECK, errp);
     if (ret == 0)
         ret = take_backing_name(s, data, length);
+    if (ret == 0)
+        ret = take_data_name(s, &ext);
     memcpy(s->backing_format, ext.backing_format, sizeof(s->backing_format));
     s->bitmap_directory_offset = ext.bitmaps ? ext.bitmap_directory_offset : 0;
     s->bitmap_directory_size = ext.bitmaps ? ext.bitmap_directory_size : 0;
@@ -168,6 +187,27 @@ static coroutine_fn int co_read_tables(struct qcow2 *s, struct error **errp)
 
 /* ---- the whole ---- */
 
+/* The name is relative to where this program runs, as for QEMU, and not to the image. It is a path, whatever it looks
+ * like: an image that comes from somebody else reaches no server, and gives no options. */
+static coroutine_fn int co_open_data_file(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)
+{
+    bool given = opts_has(opts, "data-file") || opts_has_prefix(opts, "data-file");
+
+    if (!s->external && given)
+        return error_set(errp, -EINVAL, "'data-file' can only be set for images with an external data file");
+    if (!s->external)
+        return 0;
+    if (flags & BLK_O_NO_IO) {
+        opts_free(opts_take_prefix(opts, "data-file"));
+        free(opts_take(opts, "data-file"));
+        return 0;
+    }
+    if (!s->data_name && !given)
+        return error_set(errp, -EINVAL, "'data-file' is required for this image");
+    AUTO_FREE char *path = s->data_name ? blk_path_as_file(s->data_name) : NULL;
+    return blk_co_open_child(s->node, "data-file", opts, path, flags, false, errp);
+}
+
 static coroutine_fn int co_open_backing(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)
 {
     char *full = NULL;
@@ -204,7 +244,7 @@ void qcow2_child_changed(struct blk_node *node)
     struct qcow2 *s = node->state;
     struct blk_limits *limits = &node->limits;
 
-    *limits = node->file->limits;
+    *limits = qcow2_data_file(s)->limits;
     limits->request_alignment = 1;
     limits->max_transfer = 0;
     limits->zeroes_alignment = limits->discard_alignment = s->cluster_size;
@@ -226,7 +266,8 @@ coroutine_fn int qcow2_co_prepare_writing(struct qcow2 *s, unsigned flags, struc
         return 0;
     }
     /* A check changes no data, and minds bitmaps as they are. */
-    uint64_t kept = flags & BLK_O_CHECK ? s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS : 0;
+    uint64_t ours = (s->external ? QCOW2_AUTOCLEAR_RAW_DATA : 0) | (flags & BLK_O_CHECK ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+    uint64_t kept = s->header.autoclear & ours;
     if (s->header.autoclear != kept) {
         co_mutex_lock(&s->lock);
         s->header.autoclear = kept;
@@ -268,6 +309,7 @@ static coroutine_fn void co_free_state(struct qcow2 *s)
     free(s->l1);
     free(s->l1_dirty);
     free(s->backing_name);
+    free(s->data_name);
     co_mutex_finish(&s->lock);
     co_cond_finish(&s->header_written);
     co_cond_finish(&s->loaded);
@@ -296,7 +338,9 @@ static coroutine_fn int co_open_image(struct qcow2 *s, struct opts *opts, unsign
         ret = qcow2_co_overlap_read(s, errp);
     if (ret < 0)
         return ret;
-    ret = co_open_backing(s, opts, flags, errp);
+    ret = co_open_data_file(s, opts, flags, errp);
+    if (ret == 0)
+        ret = co_open_backing(s, opts, flags, errp);
     if (ret < 0)
         return ret;
     atomic_store(&s->node->size, align_down(s->header.size, BLK_SECTOR_SIZE));

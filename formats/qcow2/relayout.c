@@ -27,7 +27,8 @@ struct head {
 
 /* What it shall say. */
 struct wanted {
-    const char *name, *format; /* NULL: none */
+    const char *name, *format, *data; /* backing file, external data file; NULL: none */
+    bool data_changes;                /* else `data` is what it was */
     uint32_t version;
     bool features; /* keep the table of features' names, which nothing depends on */
     size_t behind; /* the part that is not in the first sector begins here at the earliest */
@@ -92,7 +93,8 @@ static bool next_extension(const struct head *from, size_t room, size_t *at, uin
 
 static bool stays(const struct wanted *wanted, uint32_t type)
 {
-    return type != QCOW2_EXT_BACKING_FORMAT && type != FILLER && (type != QCOW2_EXT_FEATURE_TABLE || wanted->features);
+    return type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_DATA_FILE && type != FILLER &&
+           (type != QCOW2_EXT_FEATURE_TABLE || wanted->features);
 }
 
 /* The extensions of `from` that stay, in their order. *any: there are some. `head` NULL: only that is asked. */
@@ -147,8 +149,10 @@ static bool lay_out(struct head *head, size_t room, const struct head *from, con
     put_others(NULL, room, from, wanted, &others);
     if (wanted->format)
         fits = put_extension(head, room, QCOW2_EXT_BACKING_FORMAT, wanted->format, strlen(wanted->format));
-    if (fits && others && wanted->behind)
+    if (fits && (others || wanted->data) && wanted->behind)
         fits = put_filler(head, room, wanted->behind);
+    if (fits && wanted->data)
+        fits = put_extension(head, room, QCOW2_EXT_DATA_FILE, wanted->data, strlen(wanted->data));
     fits = fits && put_others(head, room, from, wanted, &others) && put_extension(head, room, QCOW2_EXT_END, NULL, 0);
     if (fits && name_length)
         head->end = MAX(head->end, wanted->behind);
@@ -279,6 +283,7 @@ static coroutine_fn int co_change(struct qcow2 *s, struct wanted *wanted, struct
     /* What the new header relies on is on disk before: content that the new backing file does not have, say. */
     int ret = qcow2_co_settle_all(s);
 
+    wanted->data = wanted->data_changes ? wanted->data : s->data_name;
     if (ret == 0)
         ret = co_change_all(s, wanted);
     if (ret == -ENOSPC)
@@ -306,6 +311,22 @@ coroutine_fn int qcow2_co_change_backing(struct blk_node *node, const char *name
     free(s->backing_name);
     s->backing_name = name ? xstrdup(name) : NULL;
     snprintf(s->backing_format, sizeof(s->backing_format), "%s", format ? format : "");
+    return 0;
+}
+
+coroutine_fn int qcow2_co_change_data_name(struct qcow2 *s, const char *name, struct error **errp)
+{
+    struct wanted wanted = { .name = s->backing_name,
+                             .format = *s->backing_format ? s->backing_format : NULL,
+                             .data = *name ? name : NULL,
+                             .data_changes = true,
+                             .version = s->header.version };
+    int ret = co_change(s, &wanted, errp);
+
+    if (ret < 0)
+        return ret;
+    free(s->data_name);
+    s->data_name = *name ? xstrdup(name) : NULL;
     return 0;
 }
 

@@ -266,6 +266,8 @@ coroutine_fn int qcow2_co_snapshot_create(struct blk_node *node, const struct bl
     struct qcow2_tree tree = { 0 };
     struct error *error = NULL;
 
+    if (s->external)
+        return error_set_errno(errp, -ENOTSUP, "An image with an external data file has no snapshots");
     if (s->header.snapshot_count >= QCOW2_MAX_SNAPSHOTS)
         return error_set(errp, -EFBIG, "The image has %u snapshots, as many as it can have", QCOW2_MAX_SNAPSHOTS);
     if (atomic_load(&s->corrupt))
@@ -457,6 +459,8 @@ coroutine_fn int qcow2_co_snapshot_apply(struct blk_node *node, const char *id_o
     struct error *error = NULL;
     uint64_t size;
 
+    if (s->external)
+        return error_set_errno(errp, -ENOTSUP, "Failed to load snapshot");
     if (!sn)
         sn = find(s, NULL, id_or_name);
     if (!sn)

@@ -164,6 +164,7 @@ struct qcow2 {
     unsigned cluster_bits, l2_bits, slice_bits; /* log2: bytes a cluster, entries a table, entries a slice */
     unsigned l1_shift, slice_shift;             /* log2: guest bytes an L1 entry, a slice */
     unsigned refblock_bits;                     /* log2: refcounts a block */
+    bool external;                              /* guest data are in a file of their own, at their guest offset */
     atomic_bool corrupt;                        /* no write is allowed any more */
     atomic_bool header_unsure; /* a write of the header failed: on disk it may be the one before, or what was to be */
     char apart_from_writers[QCOW2_CACHE_LINE];
@@ -178,6 +179,7 @@ struct qcow2 {
     bool header_writing;              /* header.c: the lock is given up for it */
     struct co_cond header_written;
     char *backing_name, backing_format[16];
+    char *data_name; /* of the external data file, as the header has it; NULL: it names none */
     /* Pieces in which the L1 table and refcount blocks are written: what the host writes at once, so that it need not
      * read first; a sector at least, a cluster at most. Constant. Sectors of the refcount table stay single: W4. */
     uint32_t write_unit;
@@ -227,7 +229,7 @@ struct qcow2 {
     /* freeing (dirty.c, free.c) */
     struct qcow2_freed freed;
     struct list limbo;
-    uint64_t zeroed_epoch; /* retired when a cluster in use last became a zero cluster that keeps its place */
+    uint64_t zeroed_epoch; /* retired when a cluster last lost its data but not its place to a change of its entry */
     bool reaping;
     uint64_t freeing;            /* clusters in `freed`, in a running commit and in limbo */
     struct qcow2_freed to_punch; /* the host gets them back first; then their last reference goes */
@@ -270,9 +272,18 @@ struct qcow2 {
 
 /* ---- the children ---- */
 
-/* Guest data go to this child, metadata to node->file: one and the same until there are external data files. Asked for
+/* Guest data go to this child, metadata to node->file: one and the same unless the data file is external. Asked for
  * each time, as children are replaced while an image is open. */
-static inline struct blk_node *qcow2_data_file(const struct qcow2 *s) { return s->node->file; }
+static inline struct blk_node *qcow2_data_file(const struct qcow2 *s)
+{
+    return s->node->data ? s->node->data : s->node->file;
+}
+
+/* Is the external data file a raw image of the disk at any time, also for who knows nothing of this one? */
+static inline bool qcow2_data_is_raw(const struct qcow2 *s)
+{
+    return s->external && (s->header.autoclear & QCOW2_AUTOCLEAR_RAW_DATA);
+}
 
 /* Asked for each time too: a write past the end makes the file larger. */
 static inline bool qcow2_host_grows(const struct qcow2 *s) { return blk_node_grows(s->node->file); }
@@ -312,6 +323,11 @@ static inline uint32_t qcow2_slice_index(const struct qcow2 *s, uint64_t offset)
     return (uint32_t)((offset >> s->cluster_bits) & ((1u << s->slice_bits) - 1));
 }
 static inline uint32_t qcow2_slice_entries(const struct qcow2 *s) { return 1u << s->slice_bits; }
+/* The guest cluster that an entry of the slice stands for: bytes. */
+static inline uint64_t qcow2_slice_guest(const struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index)
+{
+    return (slice->number << s->slice_shift) + ((uint64_t)index << s->cluster_bits);
+}
 static inline size_t qcow2_slice_bytes(const struct qcow2 *s)
 {
     return (size_t)1 << (s->slice_bits + QCOW2_ENTRY_SHIFT);

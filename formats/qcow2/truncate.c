@@ -64,9 +64,9 @@ coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
 /* Entries may be committed at any time: the file reaches to the last cluster before one points there. */
 static coroutine_fn int co_reserve_host(struct qcow2 *s, uint64_t end, const char *prealloc, struct error **errp)
 {
-    if (end <= blk_node_size(qcow2_data_file(s)))
+    if (s->external || end <= blk_node_size(s->node->file))
         return 0;
-    return blk_co_truncate(qcow2_data_file(s), end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
+    return blk_co_truncate(s->node->file, end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
 }
 
 /* Allocates and links clusters for a run without entries in one slice's range. Lock held. */
@@ -89,15 +89,15 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
         if (qcow2_entry_kind(qcow2_slice_entry(slice, index + (uint32_t)i)) != QCOW2_UNALLOCATED)
             count = i;
     }
-    ret = qcow2_co_alloc(s, count, &host, &got, &fresh);
+    ret = qcow2_co_alloc_data(s, offset, count, &host, &got, &fresh);
     if (ret < 0)
         return ret;
     *step = got << s->cluster_bits;
     ret = co_reserve_host(s, host + *step, prealloc, errp);
-    if (ret == 0 && !fresh)
-        ret = blk_co_write_zeroes(qcow2_data_file(s), host, *step, 0);
+    if (ret == 0 && !fresh && !s->external) /* co_grow_data_file() has seen to it */
+        ret = blk_co_write_zeroes(s->node->file, host, *step, 0);
     if (ret < 0) {
-        qcow2_co_unalloc(s, host, got);
+        qcow2_co_unalloc_data(s, host, got);
         return ret;
     }
     for (uint64_t i = 0; i < got; i++)
@@ -161,6 +161,26 @@ static coroutine_fn int co_zero_new_range(struct qcow2 *s, uint64_t old_size, ui
     return ret;
 }
 
+/* An external data file becomes as large as the disk. What it may have there already reads as zeroes if entries are
+ * going to name it. */
+static coroutine_fn int co_grow_data_file(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
+                                          struct error **errp)
+{
+    struct blk_node *data = qcow2_data_file(s);
+    uint64_t end = MIN(blk_node_size(data), size);
+    int ret = 0;
+
+    if (!s->external)
+        return 0;
+    if (end > old_size && strcmp(prealloc, "off") != 0)
+        ret = blk_co_write_zeroes(data, old_size, end - old_size, BLK_REQ_MAY_UNMAP);
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Could not zero the new area");
+    if (blk_node_size(data) >= size)
+        return 0;
+    return blk_co_truncate(data, size, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
+}
+
 static coroutine_fn int co_set_size(struct qcow2 *s, uint64_t size)
 {
     co_mutex_lock(&s->lock);
@@ -182,6 +202,11 @@ static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t siz
 
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not zero the new area");
+    if (qcow2_data_is_raw(s) && strcmp(prealloc, "off") == 0)
+        prealloc = "metadata"; /* what is written to the raw disk shows here */
+    ret = co_grow_data_file(s, old_size, size, prealloc, errp);
+    if (ret < 0)
+        return ret;
     if (entries > s->l1_size)
         ret = qcow2_co_grow_l1(s, entries);
     if (ret < 0)
@@ -313,7 +338,10 @@ static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error *
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to update the image size");
     atomic_store(&s->node->size, size);
-    return co_give_up_from(s, size, errp); /* what lay past the old end goes too */
+    ret = co_give_up_from(s, size, errp); /* what lay past the old end goes too */
+    if (ret == 0 && s->external && blk_node_size(qcow2_data_file(s)) > size)
+        ret = blk_co_truncate(qcow2_data_file(s), size, true, "off", errp);
+    return ret;
 }
 
 coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp)
@@ -323,7 +351,10 @@ coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp)
     if (atomic_load(&s->corrupt))
         return error_set(errp, -EIO, "The image is marked corrupt");
     blk_co_event(node->file, BLK_EVENT_EMPTY_IMAGE_PREPARE);
-    return co_give_up_from(s, 0, errp);
+    int ret = co_give_up_from(s, 0, errp);
+    if (ret == 0 && s->external) /* a courtesy, as no entry on disk names it any more */
+        blk_co_discard(qcow2_data_file(s), 0, blk_node_size(node));
+    return ret;
 }
 
 coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,

@@ -31,7 +31,7 @@ coroutine_fn int qcow2_co_vm_state_write(struct blk_node *node, uint64_t offset,
 {
     struct qcow2 *s = node->state;
     uint64_t at;
-    int ret = place(s, offset, length, &at) ? 0 : -EFBIG;
+    int ret = s->external ? -ENOTSUP : place(s, offset, length, &at) ? 0 : -EFBIG;
 
     blk_co_event(node->file, BLK_EVENT_VMSTATE_SAVE);
     if (ret == 0 && div_round_up(at + length, UINT64_C(1) << s->l1_shift) > s->l1_size)

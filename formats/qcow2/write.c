@@ -39,7 +39,7 @@ struct piece {
     enum how how;
     uint64_t offset, length;                    /* guest */
     uint64_t host;                              /* of the first cluster's start */
-    uint64_t zeroed_epoch;                      /* FILL: waits until it has passed */
+    uint64_t zeroed_epoch;                      /* waits until it has passed, if others may have had the place */
     bool fresh;                                 /* host clusters that were never written */
     struct qcow2_entry first_entry, last_entry; /* as they were: for copy on write */
     struct qcow2_inflight inflight;
@@ -113,8 +113,8 @@ static coroutine_fn int co_get_clusters(struct qcow2 *s, struct qcow2_slice *sli
     uint64_t got = 0, count = p->inflight.last - p->inflight.first + 1;
 
     if (p->how != ALLOCATE)
-        return qcow2_co_check_overlap(s, p->host, count << s->cluster_bits, 0);
-    int ret = qcow2_co_alloc(s, count, &p->host, &got, &p->fresh);
+        return s->external ? 0 : qcow2_co_check_overlap(s, p->host, count << s->cluster_bits, 0);
+    int ret = qcow2_co_alloc_data(s, p->inflight.first << s->cluster_bits, count, &p->host, &got, &p->fresh);
     if (ret == 0 && got < count)
         shorten(s, slice, p, (p->inflight.first + got) << s->cluster_bits);
     return ret;
@@ -241,11 +241,14 @@ static coroutine_fn int co_fill_margins(struct margins *margins)
 static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, struct iovec *iov, int iov_count)
 {
     uint64_t start = qcow2_cluster_start(s, p->offset), end = p->offset + p->length;
+    uint64_t whole = align_up(end, s->cluster_size);
     struct margins margins = { .s = s, .p = p };
     struct margin *before = &margins.side[0], *after = &margins.side[1];
 
     set_margin(s, p, p->first_entry, start, p->offset - start, true, before);
-    set_margin(s, p, p->last_entry, end, align_up(end, s->cluster_size) - end, false, after);
+    if (s->external) /* its data file ends where the disk ends */
+        whole = MIN(whole, blk_node_size(s->node));
+    set_margin(s, p, p->last_entry, end, whole - end, false, after);
     int ret = co_fill_margins(&margins);
     if (ret < 0)
         goto out;
@@ -311,7 +314,7 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
     co_mutex_unlock(&s->lock);
     int count = iov_slice(iov, iov_count, skip, p.length, scratch + 1, iov_count);
     /* A mapped write from before the cluster was zeroed would land among our zeroes (W6). */
-    if (p.how == FILL && !blk_epoch_passed(s->node, p.zeroed_epoch))
+    if ((p.how == FILL || (p.how == ALLOCATE && s->external)) && !blk_epoch_passed(s->node, p.zeroed_epoch))
         blk_co_epoch_wait(s->node, p.zeroed_epoch);
     if (p.how == IN_PLACE)
         ret = co_write_in_place(s, &p, scratch + 1, count);
@@ -322,7 +325,7 @@ static coroutine_fn int co_write_piece(struct qcow2 *s, uint64_t offset, uint64_
     if (ret == 0 && p.how != IN_PLACE)
         ret = co_link(s, &p);
     if (ret < 0 && p.how == ALLOCATE)
-        qcow2_co_unalloc(s, p.host, p.inflight.last - p.inflight.first + 1);
+        qcow2_co_unalloc_data(s, p.host, p.inflight.last - p.inflight.first + 1);
     qcow2_inflight_end(s, &p.inflight);
     *done = p.length;
     return ret;

@@ -171,6 +171,8 @@ coroutine_fn int qcow2_co_write_compressed(struct blk_node *node, uint64_t offse
     struct qcow2 *s = node->state;
     struct compressed_write w = { s, offset, length, iov, iov_count };
 
+    if (s->external)
+        return -ENOTSUP;
     if (qcow2_in_cluster(s, offset) || (qcow2_in_cluster(s, length) && offset + length != blk_node_size(node)))
         return -EINVAL;
     int ret = co_crew(div_round_up(length, s->cluster_size), WORKERS, co_write_cluster, &w);

@@ -74,10 +74,13 @@ static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset,
 
 /* An entry that makes no sense, or names metadata, just goes. What it names is neither freed nor kept as a place to
  * write to: QEMU does both, and so loses tables. */
-static struct qcow2_entry cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, struct qcow2_entry entry,
+static struct qcow2_entry cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index,
                                      enum qcow2_clear how, bool *release)
 {
-    if (likely(!slice->suspect) || qcow2_entry_plausible(s, entry))
+    struct qcow2_entry entry = qcow2_slice_entry(slice, index);
+    uint64_t guest = qcow2_slice_guest(s, slice, index);
+
+    if (likely(!slice->suspect) || qcow2_entry_plausible(s, guest, entry))
         return cleared(s, entry, how, release);
     *release = false;
     return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? qcow2_entry_zero() : qcow2_entry_absent();
@@ -90,7 +93,7 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
 
     for (uint32_t i = 0; i < r->count; i++) {
         struct qcow2_entry entry = qcow2_slice_entry(slice, r->first + i);
-        if (!qcow2_entry_equal(cleared_in(s, slice, entry, how, &release), entry))
+        if (!qcow2_entry_equal(cleared_in(s, slice, r->first + i, how, &release), entry))
             return true;
     }
     return false;
@@ -98,12 +101,12 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
 
 static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
 {
-    bool kept = false;
+    bool kept = s->external;
 
     for (uint32_t i = 0; i < r->count; i++) {
         struct qcow2_entry old = qcow2_slice_entry(slice, r->first + i);
         bool release;
-        struct qcow2_entry new = cleared_in(s, slice, old, how, &release);
+        struct qcow2_entry new = cleared_in(s, slice, r->first + i, how, &release);
         if (qcow2_entry_equal(new, old))
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
@@ -116,6 +119,60 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
     if (kept) /* mapped writes may be on their way there */
         s->zeroed_epoch = epoch_retire();
 }
+
+/* ---- an external data file ---- */
+
+static bool makes_zeroes(enum qcow2_clear how) { return how != QCOW2_CLEAR_DROP; }
+
+/* Who reads the data file as a raw disk sees zeroes too: before an entry says so (W3), and once more if a write that
+ * was mapped before may have landed since. Lock held, given up. */
+static coroutine_fn int co_zero_data_file(struct qcow2 *s, const struct clear_range *r, enum qcow2_clear how)
+{
+    uint64_t end = MIN(r->offset + r->length, blk_node_size(s->node));
+
+    if (!qcow2_data_is_raw(s) || !makes_zeroes(how) || end <= r->offset)
+        return 0;
+    co_mutex_unlock(&s->lock);
+    int ret = blk_co_write_zeroes(qcow2_data_file(s), r->offset, end - r->offset,
+                                  how == QCOW2_CLEAR_ZERO ? 0 : BLK_REQ_MAY_UNMAP);
+    co_mutex_lock(&s->lock);
+    return ret;
+}
+
+/* The entries have changed. Until others may write here, the host gets its space back: that comes before it is
+ * durable, as an entry that is still on disk then just shows the zeroes early. */
+static coroutine_fn int co_settle_data_file(struct qcow2 *s, const struct clear_range *r, enum qcow2_clear how)
+{
+    bool unmap = how == QCOW2_CLEAR_ZERO_UNMAP || how == QCOW2_CLEAR_DISCARD;
+    uint64_t epoch = s->zeroed_epoch;
+
+    if (!qcow2_data_is_raw(s) && (!unmap || !s->discard_to_host))
+        return 0;
+    bool passed = blk_epoch_passed(s->node, epoch);
+    co_mutex_unlock(&s->lock);
+    if (!qcow2_data_is_raw(s))
+        blk_co_discard(qcow2_data_file(s), r->offset, r->length); /* a courtesy: failing does no harm */
+    else if (!passed)
+        blk_co_epoch_wait(s->node, epoch);
+    co_mutex_lock(&s->lock);
+    return passed ? 0 : co_zero_data_file(s, r, how);
+}
+
+/* The range is registered, so its entries stay as they are. Lock held, and may be given up. */
+static coroutine_fn int co_clear_external(struct qcow2 *s, const struct clear_range *r, enum qcow2_clear how)
+{
+    struct qcow2_slice *slice;
+    int ret = co_zero_data_file(s, r, how);
+
+    if (ret == 0)
+        ret = qcow2_co_slice_for_write(s, r->offset, &slice);
+    if (ret < 0)
+        return ret;
+    change_range(s, slice, r, how);
+    return co_settle_data_file(s, r, how);
+}
+
+/* ---- entries ---- */
 
 /* One slice's part of the range. Lock held; *step is how far it got. */
 static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how,
@@ -146,10 +203,14 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
                                             .exclusive = true };
     } while (!qcow2_co_inflight_begin(s, &inflight));
     r.count = (uint32_t)(inflight.last - inflight.first + 1);
-    *step = (uint64_t)r.count << s->cluster_bits;
-    change_range(s, slice, &r, how);
+    *step = r.length = (uint64_t)r.count << s->cluster_bits;
+    int ret = 0;
+    if (s->external)
+        ret = co_clear_external(s, &r, how);
+    else
+        change_range(s, slice, &r, how);
     qcow2_inflight_end(s, &inflight);
-    return 0;
+    return ret;
 }
 
 coroutine_fn int qcow2_co_clear(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how)

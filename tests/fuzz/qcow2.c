@@ -25,24 +25,31 @@
 #define OPERATION_BYTES 8u
 
 static struct loop *loop;
-static struct blk_node *file; /* lives as long as the process */
+static struct blk_node *file, *data_file; /* live as long as the process */
+static bool external; /* the image wants a data file: it gets one in memory, and never one of the host */
 static struct oracle oracle;
 static bool shared; /* a part of the file is named twice: flags cannot all stay right */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static coroutine_fn void co_open_file(void)
+static coroutine_fn struct blk_node *co_open_file(const char *name)
 {
     struct opts *opts = opts_new();
 
     opts_set(opts, "driver", "memory");
-    opts_set(opts, "node-name", "file");
+    opts_set(opts, "node-name", name);
     opts_set(opts, "size", "0");
     opts_set(opts, "max-size", FILE_MAX);
-    file = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, NULL);
+    struct blk_node *node = blk_co_open(NULL, opts, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, NULL);
     opts_free(opts);
-    if (!file)
+    if (!node)
         abort();
+    return node;
+}
+
+static bool wants_data_file(const uint8_t *image, size_t size)
+{
+    return size >= 80 && load_be32(image + 4) >= 3 && (image[79] & 4);
 }
 
 /* ---- what is done to it ---- */
@@ -54,6 +61,8 @@ static coroutine_fn struct blk_node *co_open_image(unsigned flags)
 
     opts_set(opts, "driver", "qcow2");
     opts_set(opts, "file", "file");
+    if (external)
+        opts_set(opts, "data-file", "data");
     opts_set(opts, "l2-cache-size", "4096");
     struct blk_node *node = blk_co_open(NULL, opts, flags | BLK_O_NO_BACKING, &error);
     if (!node && !error)
@@ -87,6 +96,8 @@ static coroutine_fn void co_snapshot(struct blk_node *node, const uint8_t *op)
     struct blk_snapshot what = { .name = name };
     int ret;
 
+    if (external)
+        return; /* it has none */
     if (!kept[which].there) {
         ret = blk_co_snapshot_create(node, &what, NULL);
         if (ret == -EINVAL)
@@ -113,6 +124,8 @@ static coroutine_fn void co_write_compressed(struct blk_node *node, const uint8_
     uint64_t length = MIN(cluster, blk_node_size(node) - offset);
     memset(buffer, op[2], length);
     int ret = blk_co_write(node, offset, buffer, length, BLK_REQ_COMPRESSED);
+    if (ret == -ENOTSUP && external)
+        return;
     if (ret == -EIO)
         oracle_set(&oracle, offset, length, ORACLE_UNKNOWN);
     else if (ret != -EINVAL)
@@ -203,6 +216,8 @@ static bool name_table(const uint8_t *data, uint64_t offset, uint64_t count, uin
         uint64_t entry = load_be64(data + offset + i * 8), cluster = entry & UINT64_C(0x00fffffffffffe00);
         if (depth == 1 && (entry & UINT64_C(1) << 62))
             return true; /* compressed */
+        if (depth == 1 && external)
+            continue;
         if (cluster && (depth > 1 ? name_table(data, cluster, cluster_size / 8, cluster_size, depth - 1)
                                   : name_part(cluster, cluster_size)))
             return true;
@@ -303,9 +318,13 @@ static coroutine_fn int co_input(void *arg)
     struct blk_info info;
     struct error *error = NULL;
 
-    if (!file)
-        co_open_file();
+    if (!file) {
+        file = co_open_file("file");
+        data_file = co_open_file("data");
+    }
     memory_node_fill(file, input->data, image_size);
+    memory_node_fill(data_file, "", 0);
+    external = wants_data_file(input->data, image_size);
     for (unsigned i = 0; i < ARRAY_SIZE(kept); i++)
         kept[i].there = false;
     if (how & 1)

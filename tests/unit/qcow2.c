@@ -92,7 +92,8 @@ static void a_built_header_parses_to_the_same(void **state)
     struct qcow2_header h = sound_header(), parsed;
     struct qcow2_extensions ext;
 
-    assert_int_equal(qcow2_header_build(&h, "base.qcow2", "qcow2", out, sizeof(out), NULL), 0);
+    assert_int_equal(
+        qcow2_header_build(&h, &(struct qcow2_names){ "base.qcow2", "qcow2", NULL }, out, sizeof(out), NULL), 0);
     assert_int_equal(qcow2_header_parse(out, sizeof(out), &parsed, NULL), 0);
     assert_int_equal(qcow2_header_validate(&parsed, false, NULL), 0);
     assert_int_equal(qcow2_extensions_parse(&parsed, out, sizeof(out), &ext, NULL), 0);
@@ -110,7 +111,7 @@ static void unknown_features_have_their_names(void **state)
     struct qcow2_extensions ext;
     struct error *error = NULL;
 
-    assert_int_equal(qcow2_header_build(&h, NULL, NULL, out, sizeof(out), NULL), 0);
+    assert_int_equal(qcow2_header_build(&h, &(struct qcow2_names){ 0 }, out, sizeof(out), NULL), 0);
     out[112 + 8 + 48 + 1] = 9; /* "corrupt bit" is now the name of bit 9 */
     assert_int_equal(qcow2_extensions_parse(&h, out, sizeof(out), &ext, NULL), 0);
     assert_int_equal(qcow2_features_check(0, &ext, &error), 0);
@@ -127,7 +128,7 @@ static void headers_cut_short_are_refused(void **state)
     struct qcow2_extensions ext;
 
     h.cluster_bits = 9;
-    assert_int_equal(qcow2_header_build(&h, NULL, NULL, out, sizeof(out), NULL), 0);
+    assert_int_equal(qcow2_header_build(&h, &(struct qcow2_names){ 0 }, out, sizeof(out), NULL), 0);
     for (size_t length = 0; length < QCOW2_V3_HEADER_LENGTH; length++) {
         struct error *error = NULL;
         uint8_t *exact = malloc(length + 1); /* ASan sees a read past it */
@@ -177,7 +178,7 @@ static void wrong_fields_are_named(void **state)
         struct qcow2_header h = sound_header(), parsed;
         struct error *error = NULL;
         memset(out, 0, sizeof(out));
-        assert_int_equal(qcow2_header_build(&h, NULL, NULL, out, sizeof(out), NULL), 0);
+        assert_int_equal(qcow2_header_build(&h, &(struct qcow2_names){ 0 }, out, sizeof(out), NULL), 0);
         if (cases[i].width == 4)
             store_be32(out + cases[i].at, (uint32_t)cases[i].value);
         else

@@ -270,13 +270,14 @@ struct blk_node {
     unsigned references;  /* main loop */
     _Atomic uint64_t size;
     struct blk_limits limits;
-    struct list children, parents;   /* struct blk_child; main loop, or drained */
-    struct blk_node *file, *backing; /* shortcuts into children; NULL where there is none */
-    struct blk_node *opened_for;     /* while it opens: the parent that asked, to see loops in a chain */
-    struct loop *loop;               /* the main loop: where it was opened */
-    struct epoch_domain *epoch;      /* of requests that come in at this node */
-    unsigned drained;                /* drained sections that hold the driver (block/drain.c); main loop */
-    bool opened;                     /* the driver's co_open() has returned, and well */
+    struct list children, parents; /* struct blk_child; main loop, or drained */
+    /* Shortcuts into children, by their role (data: "data-file"); NULL where there is none. */
+    struct blk_node *file, *backing, *data;
+    struct blk_node *opened_for; /* while it opens: the parent that asked, to see loops in a chain */
+    struct loop *loop;           /* the main loop: where it was opened */
+    struct epoch_domain *epoch;  /* of requests that come in at this node */
+    unsigned drained;            /* drained sections that hold the driver (block/drain.c); main loop */
+    bool opened;                 /* the driver's co_open() has returned, and well */
     /* Its last reference has gone: nobody finds it, or gets another. It waits for drained sections, then it closes. */
     enum { BLK_STAYS, BLK_CLOSE_WAITS, BLK_CLOSES } closing;
     unsigned pinned; /* BLK_PERM_*: locked on the host whatever the parents do (block/perm.h) */
