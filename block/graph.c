@@ -13,6 +13,7 @@
 #include <base/compiler.h>
 #include <base/epoch.h>
 #include <assert.h>
+#include <block/bitmap.h>
 #include <block/image.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +47,7 @@ struct blk_node *blk_node_new(const struct blk_driver *driver, const char *name,
     list_init(&node->children);
     list_init(&node->parents);
     list_init(&node->tracked);
+    list_init(&node->bitmaps);
     pthread_mutex_init(&node->tracked_lock, NULL);
     co_cond_init(&node->tracked_changed);
     list_append(&nodes, &node->in_graph);
@@ -55,6 +57,7 @@ struct blk_node *blk_node_new(const struct blk_driver *driver, const char *name,
 void blk_node_free(struct blk_node *node)
 {
     blk_drain_forget_node(node);
+    blk_bitmaps_free(node);
     list_remove(&node->in_graph);
     epoch_domain_unref(node->epoch);
     co_cond_finish(&node->tracked_changed);

@@ -192,6 +192,8 @@ static coroutine_fn int co_write_compressed(struct blk_node *node, uint64_t offs
 {
     while ((node->driver->flags & BLK_DRIVER_FILTER) && !node->driver->map && !node->driver->co_write)
         node = node->file;
+    if (atomic_load(&node->recording))
+        blk_bitmaps_record(node, offset, length);
     return node->driver->co_write_compressed
                ? node->driver->co_write_compressed(node, offset, length, iov, iov_count, flags)
                : -ENOTSUP;

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <base/epoch.h>
-#include <block/node.h>
+#include <block/bitmap.h>
+
+static inline bool blk_is_change(enum blk_op op) { return op != BLK_OP_READ && op != BLK_OP_FLUSH; }
 
 struct blk_target {
     enum blk_kind kind; /* DATA: at node:offset, a protocol node; ZERO (reads); SLOW: node's driver has to act */
@@ -25,6 +27,8 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
 
     target->flags = 0;
     for (;;) {
+        if (unlikely(atomic_load_explicit(&node->recording, memory_order_relaxed)) && blk_is_change(op))
+            blk_bitmaps_record(node, offset, length);
         if (!node->driver->map) {
             if (node->driver->flags & BLK_DRIVER_FILTER) {
                 node = node->file;
@@ -103,5 +107,3 @@ static inline bool blk_iov_fits(const struct blk_limits *limits, const struct io
 {
     return (!limits->max_iov || (uint32_t)iov_count <= limits->max_iov) && blk_memory_aligned(limits, iov, iov_count);
 }
-
-static inline bool blk_is_change(enum blk_op op) { return op != BLK_OP_READ && op != BLK_OP_FLUSH; }

@@ -29,7 +29,7 @@ struct convert_args {
     struct snapshot_arg snapshot; /* -l */
     char **in_filenames;
     int in_count;
-    bool compress, copy_offload, bitmaps, progress, quiet, skip_create, sparse_given, target_is_zero;
+    bool compress, copy_offload, bitmaps, skip_broken, progress, quiet, skip_create, sparse_given, target_is_zero;
     struct create_opts create;
 };
 
@@ -220,7 +220,8 @@ enum {
     OPTION_TARGET_IMAGE_OPTS,
     OPTION_SALVAGE,
     OPTION_TARGET_IS_ZERO,
-    OPTION_BITMAPS
+    OPTION_BITMAPS,
+    OPTION_SKIP_BROKEN
 };
 
 /* Options that take a value which may be bad. false after reporting. */
@@ -250,6 +251,7 @@ static int parse(int argc, char **argv, struct convert_args *args, struct conver
         { "salvage", no_argument, NULL, OPTION_SALVAGE },
         { "target-is-zero", no_argument, NULL, OPTION_TARGET_IS_ZERO },
         { "bitmaps", no_argument, NULL, OPTION_BITMAPS },
+        { "skip-broken-bitmaps", no_argument, NULL, OPTION_SKIP_BROKEN },
         { NULL, 0, NULL, 0 },
     };
     int option;
@@ -273,6 +275,7 @@ static int parse(int argc, char **argv, struct convert_args *args, struct conver
         case OPTION_SALVAGE: c->salvage = true; break;
         case OPTION_TARGET_IS_ZERO: args->target_is_zero = true; break;
         case OPTION_BITMAPS: args->bitmaps = true; break;
+        case OPTION_SKIP_BROKEN: args->skip_broken = true; break;
         case IMG_OPT_HELP: return img_command_help("convert");
         case IMG_OPT_BAD: return 1;
         default:
@@ -316,8 +319,10 @@ static int check_args(struct convert_args *args, const struct convert *c)
         return refuse("--target-is-zero requires use of -n flag");
     if (args->in_count < 1)
         return refuse("Must specify image file name");
-    if (args->bitmaps)
-        return refuse("Copying bitmaps is not supported yet");
+    if (args->skip_broken && !args->bitmaps)
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
+    if (args->bitmaps && args->in_count > 1)
+        return refuse("Copying bitmaps only possible with single source");
     return -1;
 }
 
@@ -335,15 +340,21 @@ static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
 {
     if (co_open_sources(args, c) < 0)
         return 1;
+    if (args->bitmaps && convert_check_bitmaps(c, args->skip_broken) < 0)
+        return 1;
     if (!args->skip_create && co_create_target(args, c) < 0)
         return 1;
     if (co_open_target(args, c) < 0)
+        return 1;
+    if (args->bitmaps && convert_check_target_bitmaps(c) < 0)
         return 1;
     progress_start(args->progress && !args->quiet, 1.0);
     int ret = convert_co_copy(c);
     if (ret == 0)
         progress_update(1, 1);
     progress_end();
+    if (ret == 0 && args->bitmaps)
+        ret = convert_co_bitmaps(c);
     return ret < 0 ? 1 : 0;
 }
 
@@ -374,16 +385,15 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
 static struct img_command convert = {
     .name = "convert",
     .usage =
-        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] "
+        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] "
         "[-q] [-n] [-f FMT] [-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] "
         "[-l SNAPSHOT] [-S SIZE] [-r RATE] [-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
-    .missing = "--bitmaps",
     .help =
         "Copies images, one after the other, into a new one. -n writes into one that is there. Runs of zeroes of -S "
         "bytes (4k) are\n"
         "left out; -S 0 writes them. -m reads and writes in parallel (8), -W in any order. -B leaves out what that "
         "file has.\n"
-        "-l copies what an internal snapshot kept. -c compresses.\n"
+        "-l copies what an internal snapshot kept. -c compresses. --bitmaps copies dirty bitmaps.\n"
         "-r limits the speed in bytes a second; --salvage goes on when a part of the source cannot be read.",
     .co_run = co_run_convert,
 };

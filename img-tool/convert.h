@@ -46,3 +46,9 @@ struct convert {
 
 /* Copies everything; 0 or a negative errno after reporting. */
 coroutine_fn int convert_co_copy(struct convert *convert);
+/* convert_bitmaps.c. Has the source what --bitmaps asks for? Before anything is made; -1 after reporting. */
+int convert_check_bitmaps(const struct convert *convert, bool skip_broken);
+/* Can the target keep any? -1 after reporting. */
+int convert_check_target_bitmaps(const struct convert *convert);
+/* Copies them, but for those that say nothing. -1 after reporting. */
+coroutine_fn int convert_co_bitmaps(const struct convert *convert);

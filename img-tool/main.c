@@ -87,30 +87,14 @@ static void print_version(void) { printf("%s version " VMM_VERSION " (vmm)\n", e
 
 static void print_driver(const struct blk_driver *driver, void *arg) { printf(" %s", driver->name); }
 
-/* Those of qemu-img that are refused by name (later.c). */
-static void print_missing_commands(void)
-{
-    const char *before = "\nRefused for now: ";
-    for (const struct img_command *command = commands; command; command = command->next) {
-        if (!command->usage) {
-            printf("%s%s", before, command->name);
-            before = ", ";
-        }
-    }
-    printf("\n");
-}
-
 static void print_help(void)
 {
     print_version();
     printf("usage: %s [-h | --help] [-V | --version] COMMAND [OPTION]... [OPERAND]...\n"
            "Makes, describes, converts and checks disk images.\n\nCommands:\n",
            error_program());
-    for (const struct img_command *command = commands; command; command = command->next) {
-        if (command->usage)
-            printf("  %s %s\n", command->name, command->usage);
-    }
-    print_missing_commands();
+    for (const struct img_command *command = commands; command; command = command->next)
+        printf("  %s %s\n", command->name, command->usage);
     printf(
         "\n'%s COMMAND --help' tells more about one. What options mean everywhere:\n"
         "  -f FMT, -O FMT   format of the input, of the output; probed (input) or raw (output) if not given\n"
@@ -128,7 +112,7 @@ static void print_help(void)
 int img_command_help(const char *name)
 {
     const struct img_command *command = find_command(name);
-    if (!command || !command->usage) {
+    if (!command) {
         print_help();
         return 0;
     }

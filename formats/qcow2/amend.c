@@ -5,6 +5,7 @@
  * Each is changed in the header's first sector once all that it needs is durable, one after the other; what version 2
  * does not have is gone before the header says so.
  */
+#include "bitmaps.h"
 #include "check.h"
 #include "commit.h"
 #include "create_options.h"
@@ -209,6 +210,8 @@ static coroutine_fn int co_downgrade(struct qcow2 *s, struct error **errp)
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to turn zero into data clusters");
     ret = co_set_lazy(s, false, errp);
+    if (ret == 0)
+        ret = qcow2_co_bitmaps_drop(s, errp);
     if (ret < 0)
         return ret;
     if (s->header.incompatible & QCOW2_INCOMPAT_DIRTY)

@@ -39,6 +39,8 @@ bool qcow2_bitmap_next(const uint8_t *directory, uint64_t size, uint64_t *at, st
                                      .type = entry[16],
                                      .granularity_bits = entry[17],
                                      .name_length = load_be16(entry + 18),
+                                     .extra_length = (uint32_t)extra,
+                                     .extra = entry + QCOW2_BITMAP_ENTRY,
                                      .name = (const char *)entry + QCOW2_BITMAP_ENTRY + extra };
     *at += MIN(align_up(length, 8), left);
     return true;

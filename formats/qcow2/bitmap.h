@@ -11,12 +11,24 @@
  * data and the name. */
 #define QCOW2_BITMAP_ENTRY 24u
 
-/* An entry; the name points into the directory. */
+#define QCOW2_BITMAP_TYPE_DIRTY 1u
+#define QCOW2_MAX_BITMAPS 65535u
+/* An entry's flags. */
+#define QCOW2_BITMAP_IN_USE (1u << 0)           /* not written back: it says nothing */
+#define QCOW2_BITMAP_AUTO (1u << 1)             /* changes are recorded */
+#define QCOW2_BITMAP_EXTRA_COMPATIBLE (1u << 2) /* who does not know the extra data may use it */
+#define QCOW2_BITMAP_KNOWN_FLAGS (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO | QCOW2_BITMAP_EXTRA_COMPATIBLE)
+/* A bitmap table's entry without an offset: its bits are all clear, or all set. */
+#define QCOW2_BITMAP_ALL_ONES UINT64_C(1)
+#define QCOW2_BITMAP_TABLE_RESERVED UINT64_C(0xff000000000001fe)
+
+/* An entry; name and extra data point into the directory. */
 struct qcow2_bitmap {
     uint64_t table_offset;
-    uint32_t table_entries, flags;
+    uint32_t table_entries, flags, extra_length;
     uint8_t type, granularity_bits;
     uint16_t name_length;
+    const uint8_t *extra;
     const char *name; /* no terminator */
 };
 

@@ -34,6 +34,9 @@ coroutine_fn int qcow2_co_snapshot_create(struct blk_node *node, const struct bl
 coroutine_fn int qcow2_co_snapshot_apply(struct blk_node *node, const char *id_or_name, struct error **errp);
 coroutine_fn int qcow2_co_snapshot_delete(struct blk_node *node, const char *name, struct error **errp);
 coroutine_fn int qcow2_co_snapshot_show(struct blk_node *node, const char *id, const char *name, struct error **errp);
+int qcow2_bitmap_check(const struct blk_node *node, const char *name, struct error **errp);
+void qcow2_bitmap_removed(struct blk_node *node, const struct blk_bitmap *bitmap);
+coroutine_fn int qcow2_co_bitmaps_load(struct blk_node *node, struct error **errp);
 coroutine_fn int qcow2_co_vm_state_read(struct blk_node *node, uint64_t offset, uint64_t length,
                                         const struct iovec *iov, int iov_count);
 coroutine_fn int qcow2_co_vm_state_write(struct blk_node *node, uint64_t offset, uint64_t length,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What `img-tool info` and query-block say of a qcow2 image: QEMU's keys in QEMU's order. */
+#include "bitmaps.h"
 #include "driver.h"
 #include "snapshot.h"
 
@@ -13,6 +14,9 @@ static json_t *specific(const struct qcow2 *s)
     if (v3)
         json_object_set_new(data, "lazy-refcounts",
                             json_boolean((s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS) != 0));
+    json_t *bitmaps = qcow2_bitmaps_json(s);
+    if (bitmaps)
+        json_object_set_new(data, "bitmaps", bitmaps);
     json_object_set_new(data, "refcount-bits", json_integer(1 << s->header.refcount_order));
     if (s->data_name)
         json_object_set_new(data, "data-file", json_string_nocheck(s->data_name));

@@ -6,6 +6,7 @@
  * writable open clears the autoclear bits that we do not maintain, and repairs an image whose dirty bit says that its
  * refcounts may be stale. Close writes everything back, and clears the dirty bit last.
  */
+#include "bitmaps.h"
 #include "cacheclean.h"
 #include "commit.h"
 #include "compress.h"
@@ -265,8 +266,7 @@ coroutine_fn int qcow2_co_prepare_writing(struct qcow2 *s, unsigned flags, struc
             return error_set(errp, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
         return 0;
     }
-    /* A check changes no data, and minds bitmaps as they are. */
-    uint64_t ours = (s->external ? QCOW2_AUTOCLEAR_RAW_DATA : 0) | (flags & BLK_O_CHECK ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+    uint64_t ours = (s->external ? QCOW2_AUTOCLEAR_RAW_DATA : 0) | QCOW2_AUTOCLEAR_BITMAPS;
     uint64_t kept = s->header.autoclear & ours;
     if (s->header.autoclear != kept) {
         co_mutex_lock(&s->lock);
@@ -282,13 +282,15 @@ coroutine_fn int qcow2_co_prepare_writing(struct qcow2 *s, unsigned flags, struc
         if (ret < 0)
             return error_set_errno(errp, ret, "Could not repair dirty image");
     }
-    if (!(flags & BLK_O_CHECK))
-        qcow2_co_cut_hole(s);
-    return 0;
+    if (flags & BLK_O_CHECK) /* it changes no data, and minds bitmaps as they are */
+        return 0;
+    qcow2_co_cut_hole(s);
+    return qcow2_co_bitmaps_begin(s, errp);
 }
 
 static coroutine_fn void co_free_state(struct qcow2 *s)
 {
+    qcow2_bitmaps_free(s);
     qcow2_slices_free(s);
     qcow2_decoded_free(s);
     qcow2_refcounts_free(s);
@@ -345,6 +347,9 @@ static coroutine_fn int co_open_image(struct qcow2 *s, struct opts *opts, unsign
         return ret;
     atomic_store(&s->node->size, align_down(s->header.size, BLK_SECTOR_SIZE));
     qcow2_child_changed(s->node);
+    ret = flags & BLK_O_CHECK ? 0 : qcow2_co_bitmaps_open(s, errp);
+    if (ret < 0)
+        return ret;
     return blk_node_writable(s->node) ? qcow2_co_prepare_writing(s, flags, errp) : 0;
 }
 
@@ -376,9 +381,11 @@ coroutine_fn int qcow2_co_close(struct blk_node *node)
     qcow2_co_stop_background(s);
     qcow2_co_clean_stop(s);
     if (blk_node_writable(node) && !atomic_load(&s->corrupt)) {
+        int stored = node->open_flags & BLK_O_CHECK ? 0 : qcow2_co_bitmaps_store(s, NULL);
         ret = qcow2_co_settle(s);
         if (ret == 0)
             ret = qcow2_co_clear_dirty_bit(s);
+        ret = ret < 0 ? ret : stored;
     }
     grow_ahead(s, NULL);
     co_free_state(s);

@@ -14,8 +14,8 @@
  *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
- *   options.c create_options.c truncate.c relayout.c vmstate.c snapshot_change.c check.c check_repair.c amend.c info.c
- *   open.c reopen.c create.c measure.c qcow2.c
+ *   options.c create_options.c truncate.c relayout.c bitmaps.c vmstate.c snapshot_change.c check.c check_repair.c
+ *   amend.c info.c open.c reopen.c create.c measure.c qcow2.c
  *                                              the image as a whole
  */
 #include "driver.h"
@@ -64,6 +64,9 @@ static const struct blk_driver qcow2_driver = {
     .co_snapshot_apply = qcow2_co_snapshot_apply,
     .co_snapshot_delete = qcow2_co_snapshot_delete,
     .co_snapshot_show = qcow2_co_snapshot_show,
+    .bitmap_check = qcow2_bitmap_check,
+    .bitmap_removed = qcow2_bitmap_removed,
+    .co_bitmaps_load = qcow2_co_bitmaps_load,
     .co_vm_state_read = qcow2_co_vm_state_read,
     .co_vm_state_write = qcow2_co_vm_state_write,
     .co_reopen_prepare = qcow2_co_reopen_prepare,

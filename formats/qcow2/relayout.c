@@ -29,6 +29,8 @@ struct head {
 struct wanted {
     const char *name, *format, *data; /* backing file, external data file; NULL: none */
     bool data_changes;                /* else `data` is what it was */
+    bool bitmaps_change;
+    const uint8_t *bitmaps; /* if they change: the extension; NULL: none */
     uint32_t version;
     bool features; /* keep the table of features' names, which nothing depends on */
     size_t behind; /* the part that is not in the first sector begins here at the earliest */
@@ -36,7 +38,7 @@ struct wanted {
 
 /* ---- laying out ---- */
 
-enum { EXTENSION_HEADER = 8, FILLER = 0x66696c6c };
+enum { EXTENSION_HEADER = 8, BITMAPS_EXTENSION = 24, FILLER = 0x66696c6c };
 
 static bool put(struct head *head, size_t room, const void *data, size_t length)
 {
@@ -93,8 +95,11 @@ static bool next_extension(const struct head *from, size_t room, size_t *at, uin
 
 static bool stays(const struct wanted *wanted, uint32_t type)
 {
-    return type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_DATA_FILE && type != FILLER &&
-           (type != QCOW2_EXT_FEATURE_TABLE || wanted->features);
+    if (type == QCOW2_EXT_FEATURE_TABLE)
+        return wanted->features;
+    if (type == QCOW2_EXT_BITMAPS)
+        return !wanted->bitmaps_change;
+    return type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_DATA_FILE && type != FILLER;
 }
 
 /* The extensions of `from` that stay, in their order. *any: there are some. `head` NULL: only that is asked. */
@@ -149,11 +154,14 @@ static bool lay_out(struct head *head, size_t room, const struct head *from, con
     put_others(NULL, room, from, wanted, &others);
     if (wanted->format)
         fits = put_extension(head, room, QCOW2_EXT_BACKING_FORMAT, wanted->format, strlen(wanted->format));
-    if (fits && (others || wanted->data) && wanted->behind)
+    if (fits && (others || wanted->data || wanted->bitmaps) && wanted->behind)
         fits = put_filler(head, room, wanted->behind);
     if (fits && wanted->data)
         fits = put_extension(head, room, QCOW2_EXT_DATA_FILE, wanted->data, strlen(wanted->data));
-    fits = fits && put_others(head, room, from, wanted, &others) && put_extension(head, room, QCOW2_EXT_END, NULL, 0);
+    fits = fits && put_others(head, room, from, wanted, &others);
+    if (fits && wanted->bitmaps)
+        fits = put_extension(head, room, QCOW2_EXT_BITMAPS, wanted->bitmaps, BITMAPS_EXTENSION);
+    fits = fits && put_extension(head, room, QCOW2_EXT_END, NULL, 0);
     if (fits && name_length)
         head->end = MAX(head->end, wanted->behind);
     head->name_offset = name_length ? (uint32_t)head->end : 0;
@@ -327,6 +335,40 @@ coroutine_fn int qcow2_co_change_data_name(struct qcow2 *s, const char *name, st
         return ret;
     free(s->data_name);
     s->data_name = *name ? xstrdup(name) : NULL;
+    return 0;
+}
+
+static coroutine_fn void co_set_autoclear(struct qcow2 *s, uint64_t bits)
+{
+    co_mutex_lock(&s->lock);
+    s->header.autoclear = bits;
+    qcow2_header_set64(s, QCOW2_AT_AUTOCLEAR, bits);
+    co_mutex_unlock(&s->lock);
+}
+
+coroutine_fn int qcow2_co_change_bitmaps(struct qcow2 *s, uint32_t count, uint64_t size, uint64_t offset,
+                                         struct error **errp)
+{
+    uint8_t extension[BITMAPS_EXTENSION] = { 0 };
+    uint64_t old = s->header.autoclear, other = old & ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+    struct wanted wanted = { .name = s->backing_name,
+                             .format = *s->backing_format ? s->backing_format : NULL,
+                             .bitmaps_change = true,
+                             .bitmaps = count ? extension : NULL,
+                             .version = s->header.version };
+
+    store_be32(extension, count);
+    store_be64(extension + 8, size);
+    store_be64(extension + 16, offset);
+    co_set_autoclear(s, count ? other | QCOW2_AUTOCLEAR_BITMAPS : other); /* on disk with the sector that names them */
+    int ret = co_change(s, &wanted, errp);
+    if (ret < 0) {
+        co_set_autoclear(s, old);
+        return ret;
+    }
+    s->bitmap_count = count;
+    s->bitmap_directory_size = size;
+    s->bitmap_directory_offset = offset;
     return 0;
 }
 

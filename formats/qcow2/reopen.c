@@ -9,6 +9,7 @@
  */
 #include "reopen.h"
 
+#include "bitmaps.h"
 #include "cacheclean.h"
 #include "commit.h"
 #include "dirty.h"
@@ -30,8 +31,10 @@ coroutine_fn int qcow2_co_reopen_prepare(struct blk_node *node, struct opts *opt
     if (ret == 0 && blk_node_writable(node) && !atomic_load(&s->corrupt)) {
         ret = qcow2_co_settle_all(s);
         if (ret == 0 && !(flags & BLK_O_RDWR))
+            ret = qcow2_co_bitmaps_store(s, errp);
+        if (ret == 0 && !(flags & BLK_O_RDWR))
             ret = qcow2_co_clear_dirty_bit(s);
-        if (ret < 0)
+        if (ret < 0 && !(errp && *errp))
             error_set_errno(errp, ret, "Could not write back the metadata of '%s'", node->name);
     }
     /* Of a corrupt image memory may be the only true copy. */
@@ -92,6 +95,9 @@ coroutine_fn void qcow2_co_reopen_clean(struct blk_node *node)
 
     free(s->reopening);
     s->reopening = NULL;
+    /* It was to become read-only, and has not: its bitmaps are in use again. */
+    if (blk_node_writable(node) && !atomic_load(&s->corrupt))
+        qcow2_co_bitmaps_begin(s, NULL);
     qcow2_co_clean_stop(s);
     qcow2_clean_start(s);
 }

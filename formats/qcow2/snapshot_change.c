@@ -461,6 +461,8 @@ coroutine_fn int qcow2_co_snapshot_apply(struct blk_node *node, const char *id_o
 
     if (s->external)
         return error_set_errno(errp, -ENOTSUP, "Failed to load snapshot");
+    if (!list_empty(&node->bitmaps)) /* what they say of the disk would not be true any more */
+        return error_set(errp, -EBUSY, "Device has active dirty bitmaps");
     if (!sn)
         sn = find(s, NULL, id_or_name);
     if (!sn)

@@ -135,6 +135,12 @@ struct qcow2_snapshot {
     uint8_t *raw; /* the entry as it lies on disk, padded */
 };
 
+/* Where a bitmap's table lies. */
+struct qcow2_bitmap_table {
+    uint64_t offset;
+    uint32_t entries;
+};
+
 /* One decompressed cluster, shared by the requests that read it. */
 struct qcow2_decoded {
     struct list link; /* decoded: most recently used first */
@@ -192,6 +198,9 @@ struct qcow2 {
     uint64_t snapshots_length; /* bytes of the snapshot table */
     uint32_t bitmap_count;
     uint64_t bitmap_directory_size, bitmap_directory_offset;
+    struct qcow2_bitmap_table *old_bitmaps; /* bitmaps.c: of bitmaps that are removed, to be freed */
+    size_t old_bitmap_count;
+    bool bitmaps_in_use; /* the directory on disk says so */
 
     /* L2 (l2cache.c, l2table.c) */
     struct list slices, limbo_slices, dirty_slices;

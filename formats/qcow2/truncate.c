@@ -20,6 +20,7 @@
 #include "refcount.h"
 #include "request.h"
 
+#include <block/bitmap.h>
 #include <string.h>
 
 /* The longest hole that is looked at when an image is opened: more than a file is grown ahead. */
@@ -357,6 +358,13 @@ coroutine_fn int qcow2_co_make_empty(struct blk_node *node, struct error **errp)
     return ret;
 }
 
+static int resize_bitmaps(struct blk_node *node, uint64_t size, struct error **errp)
+{
+    int ret = blk_bitmaps_resize(node, size);
+
+    return ret < 0 ? error_set_errno(errp, ret, "Could not resize the image's bitmaps") : 0;
+}
+
 coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool exact, const char *prealloc,
                                    struct error **errp)
 {
@@ -369,13 +377,22 @@ coroutine_fn int qcow2_co_truncate(struct blk_node *node, uint64_t size, bool ex
         return error_set(errp, -EINVAL, "The new size must be a multiple of 512");
     if (atomic_load(&s->corrupt))
         return error_set(errp, -EIO, "The image is marked corrupt");
+    if (blk_bitmaps_check_usable(node, errp) < 0)
+        return -EINVAL;
     if (s->header.snapshot_count && s->header.version < 3)
         return error_set(errp, -ENOTSUP, "Can't resize a v2 image which has snapshots");
     if (size < old_size && strcmp(prealloc, "off") != 0)
         return error_set(errp, -EINVAL, "Preallocation can't be used for shrinking an image");
     if (size > INT64_MAX - BLK_SECTOR_SIZE || div_round_up(size, UINT64_C(1) << s->l1_shift) > QCOW2_MAX_L1_BYTES / 8)
         return error_set(errp, -EFBIG, "The image size is too large (try using a larger cluster size)");
-    if (size > old_size)
-        return co_grow(s, old_size, size, prealloc, errp);
-    return size < old_size ? co_shrink(s, size, errp) : 0;
+    int ret = size > old_size ? resize_bitmaps(node, size, errp) : 0;
+    if (ret == 0 && size > old_size)
+        ret = co_grow(s, old_size, size, prealloc, errp);
+    else if (ret == 0 && size < old_size)
+        ret = co_shrink(s, size, errp);
+    if (ret == 0 && size < old_size)
+        ret = resize_bitmaps(node, size, errp);
+    else if (ret < 0 && size > old_size)
+        blk_bitmaps_resize(node, old_size);
+    return ret;
 }

@@ -136,7 +136,7 @@ static const struct workload {
 } workloads[] = {
     { "guest", faults_co_guest },   { "compressed", faults_co_guest }, { "create", faults_co_create },
     { "resize", faults_co_resize }, { "repair", faults_co_repair },    { "backing", faults_co_backing },
-    { "empty", faults_co_empty },   { "amend", faults_co_amend },
+    { "empty", faults_co_empty },   { "amend", faults_co_amend },      { "bitmaps", faults_co_bitmaps },
 };
 
 struct arguments {

@@ -62,6 +62,7 @@ coroutine_fn void powercut_co_snapshot(struct cut *c);
 coroutine_fn void powercut_co_backing(struct cut *c);
 coroutine_fn void powercut_co_empty(struct cut *c);
 coroutine_fn void powercut_co_amend(struct cut *c);
+coroutine_fn void powercut_co_bitmaps(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 

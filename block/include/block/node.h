@@ -27,6 +27,7 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
+struct blk_bitmap;
 struct blk_check;
 struct blk_snapshot;
 struct blk_create;
@@ -202,6 +203,13 @@ struct blk_driver {
     coroutine_fn int (*co_snapshot_delete)(struct blk_node *node, const char *name, struct error **errp);
     coroutine_fn int (*co_snapshot_show)(struct blk_node *node, const char *id, const char *name, struct error **errp);
 
+    /* Dirty bitmaps (block/bitmap.h). bitmap_check: could the image keep one of this name (empty: any)? NULL: it keeps
+     * none. bitmap_removed: one that lies in the image goes from the list. co_bitmaps_load: bits of all that are usable
+     * and not in memory; those of a writable image are. Main loop, drained. */
+    int (*bitmap_check)(const struct blk_node *node, const char *name, struct error **errp);
+    void (*bitmap_removed)(struct blk_node *node, const struct blk_bitmap *bitmap);
+    coroutine_fn int (*co_bitmaps_load)(struct blk_node *node, struct error **errp);
+
     /* VM state (block/snapshot.h), from offset 0 on. Main loop, with the turn; a write: drained. */
     coroutine_fn int (*co_vm_state_read)(struct blk_node *node, uint64_t offset, uint64_t length,
                                          const struct iovec *iov, int iov_count);
@@ -282,6 +290,10 @@ struct blk_node {
     enum { BLK_STAYS, BLK_CLOSE_WAITS, BLK_CLOSES } closing;
     unsigned pinned; /* BLK_PERM_*: locked on the host whatever the parents do (block/perm.h) */
     struct list in_graph;
+
+    /* block/bitmap.h: the image's dirty bitmaps, and how many of them record changes. Drained. */
+    struct list bitmaps;
+    atomic_uint recording;
 
     /* block/tracked.c: writes that must not meet other writes (read-modify-write). The hot path looks at `tracking`
      * only. */
