@@ -266,7 +266,7 @@ coroutine_fn int qcow2_co_bitmaps_begin(struct qcow2 *s, struct error **errp)
 struct kept {
     struct blk_bitmap *bitmap;
     struct qcow2_bitmap_table table;
-    bool new;
+    bool written; /* for this directory */
 };
 
 struct keeping {
@@ -350,9 +350,9 @@ static coroutine_fn int co_write_table(struct qcow2 *s, struct kept *kept)
         table[i] = htobe64(offset);
     }
     kept->table.entries = (uint32_t)entries;
-    kept->new = kept->table.offset != 0;
+    kept->written = kept->table.offset != 0;
     /* Also after an error: who gives it back reads it. */
-    if (kept->new) {
+    if (kept->written) {
         int written = blk_co_write(s->node->file, kept->table.offset, table, length, 0);
         ret = ret < 0 ? ret : written;
     }
@@ -449,7 +449,7 @@ static coroutine_fn int co_write_all(struct keeping *k)
 static coroutine_fn void co_drop(struct keeping *k)
 {
     for (uint32_t i = 0; i < k->count; i++) {
-        if (k->list[i].new)
+        if (k->list[i].written)
             co_free_table(k->s, &k->list[i].table);
     }
     co_free(k->s, k->offset, k->bytes);
@@ -461,7 +461,7 @@ static coroutine_fn void co_take_over(struct qcow2 *s, const struct kept *kept)
     struct blk_bitmap *bitmap = kept->bitmap;
     struct stored *stored = bitmap->stored;
 
-    if (kept->new &&stored)
+    if (kept->written && stored)
         co_free_table(s, &stored->table);
     if (!stored)
         stored = bitmap->stored = xcalloc(1, sizeof(*stored));
