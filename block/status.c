@@ -93,6 +93,10 @@ coroutine_fn int blk_co_status(struct blk_node *top, struct blk_node *base, uint
         if (ret < 0)
             return ret;
         status->length = MIN(status->length, extent.length);
+        /* A layer may have a place for what is not there: that counts if nothing follows. */
+        status->offset_valid = extent.kind == BLK_ABSENT && (extent.flags & BLK_EXTENT_OFFSET_VALID);
+        status->offset = status->offset_valid ? extent.child_offset : 0;
+        status->file = status->offset_valid ? extent.child : NULL;
         if (extent.kind == BLK_ABSENT)
             continue;
         status->present = true;

@@ -128,7 +128,7 @@ static coroutine_fn int co_extend_file(struct qcow2 *s, uint64_t end)
     int ret = blk_co_write_zeroes(qcow2_data_file(s), sector, s->write_unit, 0);
     co_mutex_lock(&s->lock);
     s->extending = false;
-    co_cond_broadcast(&s->extended);
+    co_cond_broadcast(&s->file_extended);
     return ret;
 }
 
@@ -136,7 +136,7 @@ coroutine_fn int qcow2_co_alloc_bytes(struct qcow2 *s, uint64_t length, uint64_t
 {
     blk_co_event(s->node->file, BLK_EVENT_CLUSTER_ALLOC_BYTES);
     while (s->extending)
-        co_cond_wait(&s->extended, &s->lock);
+        co_cond_wait(&s->file_extended, &s->lock);
     uint64_t start = s->free_bytes;
     bool shared = false;
     int ret = 0;

@@ -79,6 +79,14 @@ static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, 
         c->check->corruptions++;
         return;
     }
+    if (entry.subclusters) {
+        qcow2_check_say(c, true,
+                        "ERROR compressed cluster %" PRIu64 " with non-zero subcluster allocation bitmap, "
+                        "entry=0x%" PRIx64,
+                        index, entry.word);
+        c->check->corruptions++;
+        return;
+    }
     if (qcow2_entry_copied(entry)) {
         unsigned x = 62 - (c->s->cluster_bits - 8);
         qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
@@ -118,16 +126,27 @@ static bool mend_zero(const struct qcow2_checker *c, struct qcow2_entry entry, u
     c->check->corruptions += !mend;
     c->check->corruptions_fixed += mend;
     if (mend)
-        qcow2_entry_store(slot, 0, qcow2_entry_zero());
+        qcow2_entry_store(slot, 0, qcow2_entry_zero(false), qcow2_layout(c->s));
     return mend;
+}
+
+static void say_bad_subclusters(struct qcow2_checker *c, struct qcow2_entry entry)
+{
+    if (qcow2_entry_has_cluster(entry))
+        qcow2_check_say(c, true,
+                        "ERROR offset=%" PRIx64 ": Allocated cluster has corrupted subcluster allocation bitmap",
+                        qcow2_entry_host(entry));
+    else
+        qcow2_check_say(c, true, "ERROR: Unallocated cluster has non-zero subcluster allocation map");
+    c->check->corruptions++;
 }
 
 /* Entry `index` of `table`; returns whether it was changed. `mendable`: it may be. */
 static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index, bool mendable, uint64_t *next,
                         bool statistics)
 {
-    struct qcow2_entry entry = qcow2_entry_load(table, index, c->s->external);
-    uint64_t *slot = mendable ? &table[index] : NULL;
+    struct qcow2_entry entry = qcow2_entry_load(table, index, qcow2_layout(c->s));
+    uint64_t *slot = mendable ? &table[c->s->extended ? index * 2 : index] : NULL;
     uint64_t offset = qcow2_entry_host(entry);
     enum qcow2_kind kind = qcow2_entry_kind(entry);
 
@@ -139,6 +158,8 @@ static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index
         qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry.word);
         c->check->corruptions++;
     }
+    if (c->s->extended && !qcow2_entry_subclusters_valid(entry))
+        say_bad_subclusters(c, entry);
     if (!qcow2_entry_has_cluster(entry))
         return false;
     if (qcow2_in_cluster(c->s, offset) && mend_zero(c, entry, slot))
@@ -165,7 +186,7 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
         c->check->check_errors++;
         return ret;
     }
-    for (uint64_t i = 0; i < c->s->cluster_size >> QCOW2_ENTRY_SHIFT; i++)
+    for (uint64_t i = 0; i < UINT64_C(1) << c->s->l2_bits; i++)
         changed |= count_entry(c, buffer, i, mendable, &next, active);
     return changed ? co_write_table(c, table, buffer) : 0;
 }
@@ -424,7 +445,7 @@ static coroutine_fn uint64_t co_refcount_of(struct qcow2_checker *c, uint64_t of
 
 static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *slot, unsigned fix)
 {
-    struct qcow2_entry entry = qcow2_entry_load(slot, 0, c->s->external);
+    struct qcow2_entry entry = qcow2_entry_load(slot, 0, qcow2_layout(c->s));
 
     if (!qcow2_entry_has_cluster(entry))
         return false;
@@ -438,7 +459,7 @@ static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *sl
         c->check->corruptions++;
         return false;
     }
-    qcow2_entry_store(slot, 0, qcow2_entry_with_copied(entry, refcount == 1));
+    qcow2_entry_store(slot, 0, qcow2_entry_with_copied(entry, refcount == 1), qcow2_layout(c->s));
     c->check->corruptions_fixed++;
     return true;
 }
@@ -451,8 +472,8 @@ static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, 
 
     if (!may_mend(c, table))
         fix = 0;
-    for (uint64_t i = 0; ret == 0 && i < s->cluster_size >> QCOW2_ENTRY_SHIFT; i++)
-        changed |= co_check_l2_entry(c, &buffer[i], fix);
+    for (uint64_t i = 0; ret == 0 && i < UINT64_C(1) << s->l2_bits; i++)
+        changed |= co_check_l2_entry(c, &buffer[s->extended ? i * 2 : i], fix);
     return ret == 0 && changed ? co_write_table(c, table, buffer) : ret;
 }
 

@@ -22,7 +22,7 @@ static int lay_out(struct qcow2_plan *p, uint64_t size, struct error **errp)
     struct qcow2_header *h = &p->header;
     uint64_t l1_entries;
 
-    if (!qcow2_l1_entries(size, h->cluster_bits, &l1_entries))
+    if (!qcow2_l1_entries(size, h->cluster_bits, p->extended_l2, &l1_entries))
         return error_set(errp, -EFBIG,
                          "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
     h->size = align_up(size, BLK_SECTOR_SIZE);

@@ -46,7 +46,11 @@ const struct opt_desc qcow2_create_options[] = {
       .def = "65536",
       .help = "qcow2 cluster size",
       .at = OPT_AT(struct qcow2_plan, cluster_size) },
-    { .name = "extended_l2", .type = OPT_BOOL, .flags = OPT_MISSING, .def = "off", .help = "Extended L2 tables" },
+    { .name = "extended_l2",
+      .type = OPT_BOOL,
+      .def = "off",
+      .help = "Extended L2 tables",
+      .at = OPT_AT(struct qcow2_plan, extended_l2) },
     { .name = "preallocation",
       .type = OPT_STRING,
       .help = "Preallocation mode (allowed values: off, metadata, falloc, full)",
@@ -118,11 +122,12 @@ bool qcow2_check_refcount_bits(uint64_t bits, struct error **errp)
     return false;
 }
 
-bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, uint64_t *entries)
+bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, bool extended, uint64_t *entries)
 {
     if (size > INT64_MAX - BLK_SECTOR_SIZE)
         return false;
-    *entries = div_round_up(align_up(size, BLK_SECTOR_SIZE), UINT64_C(1) << (cluster_bits * 2 - 3));
+    *entries = div_round_up(align_up(size, BLK_SECTOR_SIZE), UINT64_C(1)
+                                                                 << (cluster_bits * 2 - qcow2_entry_shift(extended)));
     return *entries <= QCOW2_MAX_L1_BYTES / 8;
 }
 
@@ -183,6 +188,15 @@ static int plan_widths(struct qcow2_plan *p, struct error **errp)
         return error_set(errp, -EINVAL,
                          "Non-zlib compression type is only supported with compatibility level 1.1 and above "
                          "(use version=v3 or greater)");
+    if (p->extended_l2 && p->header.version < 3)
+        return error_set(errp, -EINVAL,
+                         "Extended L2 entries are only supported with compatibility level 1.1 and above (use "
+                         "version=v3 or greater)");
+    if (p->extended_l2 && p->cluster_size < QCOW2_SUBCLUSTERS * BLK_SECTOR_SIZE)
+        return error_set(errp, -EINVAL,
+                         "Extended L2 entries are only supported with cluster sizes of at least %u bytes",
+                         QCOW2_SUBCLUSTERS * BLK_SECTOR_SIZE);
+    p->header.incompatible |= p->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0;
     p->header.cluster_bits = log2_floor(p->cluster_size);
     p->header.refcount_order = log2_floor(p->refcount_bits);
     p->header.compatible = p->lazy ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
@@ -197,7 +211,7 @@ static int plan_backing(struct qcow2_plan *p, struct error **errp)
         return error_set(errp, -EINVAL, "Parameter 'preallocation' does not accept value '%s'", p->prealloc);
     if (p->backing_format && !p->backing_name)
         return error_set(errp, -EINVAL, "Backing format cannot be used without backing file");
-    if (p->backing_name && strcmp(p->prealloc, "off") != 0)
+    if (p->backing_name && strcmp(p->prealloc, "off") != 0 && !p->extended_l2)
         return error_set(errp, -EINVAL,
                          "Backing file and preallocation can only be used at the same time if extended_l2 is on");
     return 0;

@@ -8,7 +8,7 @@ struct qcow2_plan {
     /* Options. */
     const char *backing_name, *backing_format, *data_file, *prealloc, *compat, *compression;
     uint64_t cluster_size, refcount_bits;
-    bool lazy, data_file_raw;
+    bool lazy, data_file_raw, extended_l2;
     /* create.c lays it out. */
     struct qcow2_header header;
     uint64_t reftable_clusters, refblocks, l1_clusters;
@@ -25,4 +25,4 @@ uint32_t qcow2_version_of(const char *compat);
 bool qcow2_check_cluster_size(uint64_t cluster_size, struct error **errp);
 bool qcow2_check_refcount_bits(uint64_t bits, struct error **errp);
 /* Whether a disk of this size can be had, and the entries of its L1 table. */
-bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, uint64_t *entries);
+bool qcow2_l1_entries(uint64_t size, unsigned cluster_bits, bool extended, uint64_t *entries);

@@ -18,5 +18,5 @@ struct qcow2_entry qcow2_entry_compressed(uint64_t offset, uint64_t length, unsi
     unsigned x = 62 - (cluster_bits - 8);
     uint64_t more_sectors = (offset + length - 1) / BLK_SECTOR_SIZE - offset / BLK_SECTOR_SIZE;
 
-    return (struct qcow2_entry){ QCOW2_COMPRESSED | more_sectors << x | offset };
+    return (struct qcow2_entry){ QCOW2_COMPRESSED | more_sectors << x | offset, 0 };
 }

@@ -51,7 +51,7 @@ static coroutine_fn int co_check_place(struct qcow2 *s, uint64_t offset)
     int ret = qcow2_co_slice(s, offset, &slice);
     if (ret == 0 && slice) {
         uint32_t index = qcow2_slice_index(s, offset);
-        ret = qcow2_co_check_entry(s, slice, index, qcow2_slice_entry(slice, index), false);
+        ret = qcow2_co_check_entry(s, slice, index, qcow2_slice_entry(s, slice, index), false);
     }
     co_mutex_unlock(&s->lock);
     return ret;

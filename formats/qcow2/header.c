@@ -52,7 +52,8 @@ static int check_table(const struct qcow2_header *h, uint64_t offset, uint64_t c
 static int check_tables(const struct qcow2_header *h, bool for_check, struct error **errp)
 {
     uint64_t cluster_size = UINT64_C(1) << h->cluster_bits;
-    unsigned l1_shift = h->cluster_bits + h->cluster_bits - 3;
+    bool extended = h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
+    unsigned l1_shift = h->cluster_bits + h->cluster_bits - qcow2_entry_shift(extended);
 
     if (h->reftable_clusters == 0 && !for_check)
         return error_set(errp, -EINVAL, "Image does not contain a reference count table");

@@ -147,6 +147,8 @@ bool qcow2_entry_readable(const struct qcow2 *s, uint64_t guest, struct qcow2_en
         return !s->external;
     if (s->external && qcow2_entry_has_cluster(entry) && qcow2_entry_host(entry) != guest)
         return false;
+    if (s->extended && !qcow2_entry_subclusters_valid(entry))
+        return false;
     return qcow2_in_cluster(s, qcow2_entry_host(entry)) == 0 &&
            !(qcow2_entry_zero_flag(entry) && s->header.version < 3);
 }
@@ -190,8 +192,8 @@ static void widen(const struct qcow2 *s, struct qcow2_slice *slice, struct qcow2
 static void look_through(struct qcow2 *s, struct qcow2_slice *slice)
 {
     for (uint32_t i = 0; i < qcow2_slice_entries(s); i++) {
-        struct qcow2_entry entry = qcow2_entry_normal(qcow2_slice_entry(slice, i), s->external);
-        atomic_store_explicit(&slice->words[i], qcow2_be(entry.word), memory_order_relaxed);
+        struct qcow2_entry entry = qcow2_entry_normal(qcow2_slice_entry(s, slice, i), qcow2_layout(s));
+        atomic_store_explicit(&slice->words[s->extended ? i * 2 : i], qcow2_be(entry.word), memory_order_relaxed);
         slice->suspect = slice->suspect || !qcow2_entry_plausible(s, qcow2_slice_guest(s, slice, i), entry);
         widen(s, slice, entry);
     }
@@ -260,7 +262,7 @@ coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice 
                                       struct qcow2_entry entry, bool to_write)
 {
     uint64_t offset = qcow2_entry_host(entry), table = qcow2_cluster_start(s, slice->host_offset);
-    uint64_t in_table = ((slice->host_offset - table) >> QCOW2_ENTRY_SHIFT) + index;
+    uint64_t in_table = ((slice->host_offset - table) >> qcow2_entry_shift(s->extended)) + index;
     uint64_t guest = qcow2_slice_guest(s, slice, index);
 
     if (qcow2_entry_readable(s, guest, entry))
@@ -274,6 +276,9 @@ coroutine_fn int qcow2_co_check_entry(struct qcow2 *s, const struct qcow2_slice 
         return qcow2_co_mark_corrupt(
             s, "Zero cluster entry found in pre-v3 image (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table,
             in_table);
+    if (s->extended && !qcow2_entry_subclusters_valid(entry))
+        return qcow2_co_mark_corrupt(
+            s, "Invalid cluster entry found  (L2 offset: %#" PRIx64 ", L2 index: %#" PRIx64 ")", table, in_table);
     if (s->external && qcow2_in_cluster(s, offset) == 0)
         return qcow2_co_mark_corrupt(s,
                                      "External data file host cluster offset %#" PRIx64
@@ -329,7 +334,7 @@ static uint64_t guest_of(const struct qcow2 *s, const struct qcow2_slice *slice,
     if (last < slice->lowest || first > slice->highest)
         return UINT64_MAX;
     for (uint32_t i = 0; i < qcow2_slice_entries(s); i++) {
-        struct qcow2_entry entry = qcow2_slice_entry(slice, i);
+        struct qcow2_entry entry = qcow2_slice_entry(s, slice, i);
         uint64_t cluster = qcow2_entry_host(entry) >> s->cluster_bits;
         if (qcow2_entry_has_cluster(entry) && cluster >= first && cluster <= last)
             return qcow2_slice_guest(s, slice, i);
@@ -381,7 +386,14 @@ void qcow2_slice_set(struct qcow2 *s, struct qcow2_slice *slice, uint32_t index,
     /* W9: first unstable, then the entry. */
     atomic_store_explicit(&slice->unstable, true, memory_order_release);
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
-    atomic_store_explicit(&slice->words[index], qcow2_be(entry.word), memory_order_release);
+    if (s->extended) {
+        atomic_fetch_add_explicit(&slice->changes, 1, memory_order_acq_rel);
+        atomic_store_explicit(&slice->words[index * 2], qcow2_be(entry.word), memory_order_release);
+        atomic_store_explicit(&slice->words[index * 2 + 1], qcow2_be(entry.subclusters), memory_order_release);
+        atomic_fetch_add_explicit(&slice->changes, 1, memory_order_release);
+    } else {
+        atomic_store_explicit(&slice->words[index], qcow2_be(entry.word), memory_order_release);
+    }
     widen(s, slice, entry);
     if (!slice->dirty) {
         slice->dirty = true;

@@ -64,16 +64,74 @@ static uint64_t run_length(const struct qcow2 *s, struct qcow2_slice *slice, str
             if (!slice || slice->suspect)
                 break;
         }
-        if (!continues(qcow2_slice_entry(slice, index), first, expected))
+        if (!continues(qcow2_slice_entry(s, slice, index), first, expected))
             break;
     }
     return at - offset;
 }
 
+/* The same by subclusters, within the slice. */
+static uint64_t run_of_subclusters(const struct qcow2 *s, const struct qcow2_slice *slice, struct qcow2_entry first,
+                                   uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length, at = align_down(offset, qcow2_sub_size(s));
+    uint64_t slice_end = (slice->number + 1) << s->slice_shift, start = qcow2_cluster_start(s, offset);
+    enum qcow2_kind kind = qcow2_kind_at(s, first, offset);
+    struct qcow2_entry entry = first;
+    bool placed = qcow2_entry_has_cluster(first);
+
+    for (unsigned n = 0; n < MAX_RUN_ENTRIES; n++) {
+        at += qcow2_sub_size(s);
+        if (at >= end || at >= slice_end)
+            break;
+        if (qcow2_in_cluster(s, at) == 0)
+            entry = qcow2_slice_entry(s, slice, qcow2_slice_index(s, at));
+        uint64_t expected = qcow2_entry_host(first) + (qcow2_cluster_start(s, at) - start);
+        if (qcow2_kind_at(s, entry, at) != kind || qcow2_entry_copied(entry) != qcow2_entry_copied(first) ||
+            qcow2_entry_has_cluster(entry) != placed || (placed && qcow2_entry_host(entry) != expected))
+            break;
+    }
+    return MIN(at, end) - offset;
+}
+
+/* The run of an extended entry's subclusters; an absent one may have a place too. */
+static void describe_extended(const struct qcow2 *s, const struct qcow2_slice *slice, enum blk_op op, uint64_t offset,
+                              uint64_t length, struct blk_extent *extent)
+{
+    unsigned changes = atomic_load_explicit(&slice->changes, memory_order_acquire);
+    struct qcow2_entry entry = qcow2_slice_entry(s, slice, qcow2_slice_index(s, offset));
+    enum qcow2_kind kind = qcow2_kind_at(s, entry, offset);
+    bool placed = qcow2_entry_has_cluster(entry);
+
+    if ((op == BLK_OP_WRITE && (kind != QCOW2_NORMAL || !qcow2_entry_copied(entry))) || changes % 2 ||
+        !qcow2_entry_subclusters_valid(entry)) {
+        set_extent(extent, BLK_SLOW, 0, length);
+        return;
+    }
+    if (kind == QCOW2_IS_COMPRESSED) {
+        set_extent(extent, BLK_SLOW, BLK_EXTENT_COMPRESSED, MIN(length, s->cluster_size - qcow2_in_cluster(s, offset)));
+        return;
+    }
+    uint64_t run = run_of_subclusters(s, slice, entry, offset, length);
+    unsigned flags = placed ? BLK_EXTENT_OFFSET_VALID : 0;
+    switch (kind) {
+    case QCOW2_NORMAL: set_extent(extent, BLK_DATA, 0, run); break;
+    case QCOW2_UNALLOCATED: set_extent(extent, BLK_ABSENT, flags, run); break;
+    default: set_extent(extent, BLK_ZERO, BLK_EXTENT_ALLOCATED | flags, run); break;
+    }
+    if (placed) {
+        extent->child = qcow2_data_file(s);
+        extent->child_offset = qcow2_entry_host(entry) + qcow2_in_cluster(s, offset);
+    }
+    /* One of the entries may have been looked at while it changed. */
+    if (atomic_load_explicit(&slice->changes, memory_order_acquire) != changes)
+        set_extent(extent, BLK_SLOW, 0, length);
+}
+
 static void describe(const struct qcow2 *s, struct qcow2_slice *slice, enum blk_op op, bool fua, uint64_t offset,
                      uint64_t length, struct blk_extent *extent)
 {
-    struct qcow2_entry entry = qcow2_slice_entry(slice, qcow2_slice_index(s, offset));
+    struct qcow2_entry entry = qcow2_slice_entry(s, slice, qcow2_slice_index(s, offset));
     uint64_t in_cluster = qcow2_in_cluster(s, offset);
     enum qcow2_kind kind = qcow2_entry_kind(entry);
 
@@ -131,12 +189,15 @@ static void map_range(struct qcow2 *s, enum blk_op op, bool fua, uint64_t offset
         length = MIN(length, s->cluster_size - qcow2_in_cluster(s, offset));
         uint32_t index = qcow2_slice_index(s, offset);
         if (op == BLK_OP_WRITE ||
-            !qcow2_entry_readable(s, qcow2_slice_guest(s, slice, index), qcow2_slice_entry(slice, index))) {
+            !qcow2_entry_readable(s, qcow2_slice_guest(s, slice, index), qcow2_slice_entry(s, slice, index))) {
             set_extent(extent, BLK_SLOW, 0, length);
             return;
         }
     }
-    describe(s, slice, op, fua, offset, length, extent);
+    if (s->extended)
+        describe_extended(s, slice, op, offset, length, extent);
+    else
+        describe(s, slice, op, fua, offset, length, extent);
     /* W9: after the entries. One that is not durable yet was stored after `unstable` was set. */
     if (fua && (atomic_load_explicit(&slice->unstable, memory_order_acquire) ||
                 atomic_load_explicit(&s->header_unsure, memory_order_acquire)))

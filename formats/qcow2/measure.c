@@ -33,7 +33,7 @@ static int check_plan(const struct qcow2_plan *p, struct error **errp)
 /* Of a disk that is all there. */
 static uint64_t metadata_clusters(const struct qcow2_plan *p, uint64_t disk_clusters)
 {
-    uint64_t l2 = div_round_up(disk_clusters, p->cluster_size / 8);
+    uint64_t l2 = div_round_up(disk_clusters, p->cluster_size >> qcow2_entry_shift(p->extended_l2));
     uint64_t others = 1 + l2 + div_round_up(l2 * 8, p->cluster_size), blocks, table;
 
     qcow2_refcounts_for(log2_floor(p->cluster_size), log2_floor(p->refcount_bits), disk_clusters + others, &blocks,
@@ -106,7 +106,7 @@ static coroutine_fn int co_measure(const struct qcow2_plan *p, uint64_t size, st
 {
     uint64_t disk_clusters = div_round_up(size, p->cluster_size), data = 0, entries;
 
-    if (!qcow2_l1_entries(size, log2_floor(p->cluster_size), &entries))
+    if (!qcow2_l1_entries(size, log2_floor(p->cluster_size), p->extended_l2, &entries))
         return error_set(errp, -EFBIG, "The image size is too large (try using a larger cluster size)");
     int ret = source ? co_data_clusters(source, p->cluster_size, &data) : 0;
     if (ret < 0)

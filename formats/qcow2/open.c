@@ -37,7 +37,7 @@ static void init_state(struct qcow2 *s, struct blk_node *node)
     co_cond_init(&s->loaded);
     co_cond_init(&s->commit_done);
     co_cond_init(&s->decoded_ready);
-    co_cond_init(&s->extended);
+    co_cond_init(&s->file_extended);
     list_init(&s->slices);
     list_init(&s->limbo_slices);
     list_init(&s->dirty_slices);
@@ -57,8 +57,6 @@ static int refuse_features(const struct qcow2_header *h, const struct qcow2_exte
 
     if (ret < 0)
         return ret;
-    if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
-        return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): extended L2 entries");
     if (h->crypt_method == 1 || h->crypt_method == 2)
         return error_set(errp, -ENOTSUP, "Unsupported qcow2 feature(s): encryption (%s)",
                          h->crypt_method == 1 ? "aes" : "luks");
@@ -153,7 +151,9 @@ static void derive(struct qcow2 *s, bool for_check)
     uint32_t physical = MIN(limits->physical_block, 4096u), block = MAX(limits->request_alignment, physical);
     block = MAX(block, BLK_SECTOR_SIZE);
     s->write_unit = (uint32_t)MIN((uint64_t)block, s->cluster_size);
-    s->l2_bits = h->cluster_bits - QCOW2_ENTRY_SHIFT;
+    s->extended = h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
+    s->l2_bits = h->cluster_bits - qcow2_entry_shift(s->extended);
+    s->sub_bits = s->extended ? h->cluster_bits - log2_floor(QCOW2_SUBCLUSTERS) : h->cluster_bits;
     s->l1_shift = s->cluster_bits + s->l2_bits;
     s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
     s->l1_size = h->l1_size;
@@ -248,7 +248,8 @@ void qcow2_child_changed(struct blk_node *node)
     *limits = qcow2_data_file(s)->limits;
     limits->request_alignment = 1;
     limits->max_transfer = 0;
-    limits->zeroes_alignment = limits->discard_alignment = s->cluster_size;
+    limits->zeroes_alignment = (uint32_t)qcow2_sub_size(s);
+    limits->discard_alignment = s->cluster_size;
     limits->max_zeroes = limits->max_discard = 0;
     limits->opt_io = (uint32_t)s->cluster_size;
     /* What another file holds past its clusters in use is not known. */
@@ -317,7 +318,7 @@ static coroutine_fn void co_free_state(struct qcow2 *s)
     co_cond_finish(&s->loaded);
     co_cond_finish(&s->commit_done);
     co_cond_finish(&s->decoded_ready);
-    co_cond_finish(&s->extended);
+    co_cond_finish(&s->file_extended);
 }
 
 static coroutine_fn int co_open_image(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)

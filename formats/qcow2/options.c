@@ -108,7 +108,7 @@ static int take_sizes(struct qcow2 *s, struct opts *opts, struct error **errp)
         refcount = total - l2;
     else if (have_total)
         l2 = have_refcount ? total - refcount : total - total / 8;
-    s->slice_bits = log2_floor(slice) - QCOW2_ENTRY_SHIFT;
+    s->slice_bits = log2_floor(slice) - qcow2_entry_shift(s->header.incompatible & QCOW2_INCOMPAT_EXTENDED_L2);
     s->max_slices = (size_t)MAX(l2 / slice, UINT64_C(8));
     s->max_refblocks = (size_t)MAX(refcount / s->cluster_size, MIN_REFBLOCKS);
     return 0;

@@ -111,7 +111,7 @@ static coroutine_fn int co_visit_table(struct walk *walk, uint64_t table, uint64
         return error_set_errno(walk->errp, ret, "Could not read the L2 table at %#" PRIx64, table);
     co_mutex_lock(&s->lock);
     for (uint64_t i = 0; i < UINT64_C(1) << s->l2_bits && ret == 0 && walk->count < walk->limit; i++)
-        ret = co_visit_entry(walk, qcow2_entry_load(buffer, i, s->external));
+        ret = co_visit_entry(walk, qcow2_entry_load(buffer, i, qcow2_layout(s)));
     if (ret == 0)
         ret = co_visit_run(walk, table >> s->cluster_bits, table >> s->cluster_bits);
     bool much = s->refblock_dirty_count > DIRTY_MAX || s->freed.count > FREED_MAX;
@@ -202,13 +202,13 @@ static coroutine_fn int co_table_flags(struct qcow2 *s, uint64_t *buffer, bool o
     int ret = 0;
 
     for (uint64_t i = 0; i < UINT64_C(1) << s->l2_bits && ret == 0; i++) {
-        struct qcow2_entry entry = qcow2_entry_load(buffer, i, s->external), right;
+        struct qcow2_entry entry = qcow2_entry_load(buffer, i, qcow2_layout(s)), right;
         bool single = false;
         if (own && qcow2_entry_has_cluster(entry))
             ret = co_is_single(s, qcow2_entry_host(entry) >> s->cluster_bits, &single);
         right = qcow2_entry_with_copied(entry, single);
         if (ret == 0 && !qcow2_entry_equal(entry, right)) {
-            qcow2_entry_store(buffer, i, right);
+            qcow2_entry_store(buffer, i, right, qcow2_layout(s));
             *changed = true;
         }
     }

@@ -54,6 +54,9 @@ struct qcow2_slice {
     uint64_t retired;         /* epoch, once evicted */
     struct list link;         /* slices, or limbo_slices */
     struct list dirty_link;
+    /* Of extended entries, which are two words: odd while one changes, another one afterwards. Who reads them without
+     * the lock looks before and after. */
+    atomic_uint changes;
     _Atomic uint64_t words[]; /* the entries, big-endian: qcow2_slice_entry() and qcow2_slice_set() alone touch them */
 };
 
@@ -169,7 +172,9 @@ struct qcow2 {
     uint32_t l1_size;                           /* entries */
     unsigned cluster_bits, l2_bits, slice_bits; /* log2: bytes a cluster, entries a table, entries a slice */
     unsigned l1_shift, slice_shift;             /* log2: guest bytes an L1 entry, a slice */
+    unsigned sub_bits;                          /* log2: bytes a subcluster; the cluster's where there are none */
     unsigned refblock_bits;                     /* log2: refcounts a block */
+    bool extended;                              /* L2 entries say what is in each subcluster */
     bool external;                              /* guest data are in a file of their own, at their guest offset */
     atomic_bool corrupt;                        /* no write is allowed any more */
     atomic_bool header_unsure; /* a write of the header failed: on disk it may be the one before, or what was to be */
@@ -229,7 +234,7 @@ struct qcow2 {
     /* alloc.c: the next compressed cluster may begin here, within a host cluster that others have a part of; 0: none */
     uint64_t free_bytes;
     bool extending; /* somebody makes the file reach to the end of such a cluster */
-    struct co_cond extended;
+    struct co_cond file_extended;
     /* Clusters from here on were never written: they read as zeroes. Only suspect slices name them. */
     uint64_t fresh_from;
     bool dirty_bit;   /* set on disk by us: lazy refcounts, or a change of snapshots is on its way */
@@ -339,9 +344,40 @@ static inline uint64_t qcow2_slice_guest(const struct qcow2 *s, const struct qco
 }
 static inline size_t qcow2_slice_bytes(const struct qcow2 *s)
 {
-    return (size_t)1 << (s->slice_bits + QCOW2_ENTRY_SHIFT);
+    return (size_t)1 << (s->slice_bits + qcow2_entry_shift(s->extended));
 }
-static inline struct qcow2_entry qcow2_slice_entry(const struct qcow2_slice *slice, uint32_t index)
+static inline struct qcow2_entry qcow2_slice_entry(const struct qcow2 *s, const struct qcow2_slice *slice,
+                                                   uint32_t index)
 {
-    return (struct qcow2_entry){ be64toh(atomic_load_explicit(&slice->words[index], memory_order_acquire)) };
+    const _Atomic uint64_t *at = &slice->words[s->extended ? index * 2 : index];
+    struct qcow2_entry entry = { be64toh(atomic_load_explicit(at, memory_order_acquire)), 0 };
+
+    if (s->extended)
+        entry.subclusters = be64toh(atomic_load_explicit(at + 1, memory_order_acquire));
+    return entry;
+}
+static inline struct qcow2_layout qcow2_layout(const struct qcow2 *s)
+{
+    return (struct qcow2_layout){ s->extended, s->external };
+}
+
+/* ---- subclusters: of images without them the whole cluster is one ---- */
+
+static inline uint64_t qcow2_sub_size(const struct qcow2 *s) { return UINT64_C(1) << s->sub_bits; }
+static inline unsigned qcow2_sub_index(const struct qcow2 *s, uint64_t offset)
+{
+    return (unsigned)(qcow2_in_cluster(s, offset) >> s->sub_bits);
+}
+/* What the entry of its guest cluster says of the byte at this offset. */
+static inline enum qcow2_kind qcow2_kind_at(const struct qcow2 *s, struct qcow2_entry entry, uint64_t offset)
+{
+    return s->extended ? qcow2_entry_kind_of(entry, qcow2_sub_index(s, offset)) : qcow2_entry_kind(entry);
+}
+/* The subclusters of the cluster at `cluster` that [offset, end) touches, as in an entry's bitmap. */
+static inline uint32_t qcow2_sub_mask(const struct qcow2 *s, uint64_t cluster, uint64_t offset, uint64_t end)
+{
+    uint64_t from = MAX(offset, cluster) - cluster, to = MIN(end, cluster + s->cluster_size) - cluster;
+    unsigned first = (unsigned)(from >> s->sub_bits), last = (unsigned)((to - 1) >> s->sub_bits);
+
+    return (UINT32_MAX << first) & (UINT32_MAX >> (QCOW2_SUBCLUSTERS - 1 - last));
 }

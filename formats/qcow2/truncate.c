@@ -70,6 +70,12 @@ static coroutine_fn int co_reserve_host(struct qcow2 *s, uint64_t end, const cha
     return blk_co_truncate(s->node->file, end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
 }
 
+/* Is there more than what is below the image? */
+static bool has_any(const struct qcow2 *s, struct qcow2_entry entry)
+{
+    return qcow2_entry_kind(entry) != QCOW2_UNALLOCATED || (s->extended && entry.subclusters);
+}
+
 /* Allocates and links clusters for a run without entries in one slice's range. Lock held. */
 static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, uint64_t end, const char *prealloc,
                                             uint64_t *step, struct error **errp)
@@ -77,6 +83,8 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
     uint64_t host = 0, got = 0;
     struct qcow2_slice *slice;
     bool fresh = false;
+    /* Who writes to a raw disk shows in all of it; else subclusters come as they are written. */
+    uint64_t subclusters = s->extended && qcow2_data_is_raw(s) ? qcow2_subclusters(UINT32_MAX, 0) : 0;
     int ret = qcow2_co_slice_for_write(s, offset, &slice);
     uint32_t index = qcow2_slice_index(s, offset);
     uint64_t count = MIN(div_round_up(end - offset, s->cluster_size), (uint64_t)(qcow2_slice_entries(s) - index));
@@ -84,10 +92,10 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
     if (ret < 0)
         return ret;
     *step = s->cluster_size;
-    if (qcow2_entry_kind(qcow2_slice_entry(slice, index)) != QCOW2_UNALLOCATED)
+    if (has_any(s, qcow2_slice_entry(s, slice, index)))
         return 0;
     for (uint64_t i = 1; i < count; i++) {
-        if (qcow2_entry_kind(qcow2_slice_entry(slice, index + (uint32_t)i)) != QCOW2_UNALLOCATED)
+        if (has_any(s, qcow2_slice_entry(s, slice, index + (uint32_t)i)))
             count = i;
     }
     ret = qcow2_co_alloc_data(s, offset, count, &host, &got, &fresh);
@@ -95,14 +103,15 @@ static coroutine_fn int co_preallocate_some(struct qcow2 *s, uint64_t offset, ui
         return ret;
     *step = got << s->cluster_bits;
     ret = co_reserve_host(s, host + *step, prealloc, errp);
-    if (ret == 0 && !fresh && !s->external) /* co_grow_data_file() has seen to it */
+    /* co_grow_data_file() has seen to an external one; where subclusters are not allocated nobody looks. */
+    if (ret == 0 && !fresh && !s->external && !s->extended)
         ret = blk_co_write_zeroes(s->node->file, host, *step, 0);
     if (ret < 0) {
         qcow2_co_unalloc_data(s, host, got);
         return ret;
     }
     for (uint64_t i = 0; i < got; i++)
-        qcow2_slice_set(s, slice, index + (uint32_t)i, qcow2_entry_data(host + (i << s->cluster_bits)));
+        qcow2_slice_set(s, slice, index + (uint32_t)i, qcow2_entry_data(host + (i << s->cluster_bits), subclusters));
     return 0;
 }
 

@@ -29,8 +29,8 @@
 
 enum how {
     SKIP,     /* what is there already, if only absent parts are wanted */
-    IN_PLACE, /* clusters that are ours alone */
-    FILL,     /* ours alone, but reading as zeroes so far */
+    IN_PLACE, /* clusters, or subclusters, that are ours alone and have data */
+    FILL,     /* ours alone, but without data so far */
     ALLOCATE, /* everything else */
 };
 
@@ -45,13 +45,18 @@ struct piece {
     struct qcow2_inflight inflight;
 };
 
-static enum how how_to_write(const struct piece *p, struct qcow2_entry entry)
+/* [offset, end) lies in the entry's cluster, or (absent_only) in one subcluster of it. */
+static enum how how_to_write(const struct qcow2 *s, const struct piece *p, struct qcow2_entry entry, uint64_t offset,
+                             uint64_t end)
 {
-    if (p->absent_only && qcow2_entry_kind(entry) != QCOW2_UNALLOCATED)
+    if (p->absent_only && qcow2_kind_at(s, entry, offset) != QCOW2_UNALLOCATED)
         return SKIP;
     if (!qcow2_entry_copied(entry) || !qcow2_entry_has_cluster(entry))
         return ALLOCATE;
-    return qcow2_entry_kind(entry) == QCOW2_NORMAL ? IN_PLACE : FILL;
+    if (!s->extended)
+        return qcow2_entry_kind(entry) == QCOW2_NORMAL ? IN_PLACE : FILL;
+    uint32_t touched = qcow2_sub_mask(s, qcow2_cluster_start(s, offset), offset, end);
+    return (touched & ~qcow2_entry_allocated(entry)) == 0 ? IN_PLACE : FILL;
 }
 
 /* ---- planning: lock held ---- */
@@ -62,20 +67,23 @@ static coroutine_fn int co_plan_run(struct qcow2 *s, struct qcow2_slice *slice, 
     uint32_t index = qcow2_slice_index(s, p->offset);
     uint64_t expected = 0, at = qcow2_cluster_start(s, p->offset), end = p->offset + length;
 
+    if (p->absent_only && s->extended) /* each for itself */
+        end = MIN(end, align_down(p->offset, qcow2_sub_size(s)) + qcow2_sub_size(s));
     for (; index < qcow2_slice_entries(s) && at < end; index++, at += s->cluster_size) {
-        struct qcow2_entry entry = qcow2_slice_entry(slice, index);
+        struct qcow2_entry entry = qcow2_slice_entry(s, slice, index);
         uint64_t host = qcow2_entry_host(entry);
         bool first = at <= p->offset;
+        enum how how = how_to_write(s, p, entry, MAX(at, p->offset), MIN(end, at + s->cluster_size));
         if (slice->suspect) {
             int ret = qcow2_co_check_entry(s, slice, index, entry, true);
             if (ret < 0)
                 return ret;
         }
         if (first) {
-            p->how = how_to_write(p, entry);
+            p->how = how;
             p->host = host;
             p->first_entry = entry;
-        } else if (how_to_write(p, entry) != p->how || (p->how != ALLOCATE && host != expected)) {
+        } else if (how != p->how || (p->how != ALLOCATE && host != expected)) {
             break;
         }
         p->last_entry = entry;
@@ -91,18 +99,23 @@ static void shorten(struct qcow2 *s, struct qcow2_slice *slice, struct piece *p,
     if (end >= p->offset + p->length)
         return;
     p->length = end - p->offset;
-    p->last_entry = qcow2_slice_entry(slice, qcow2_slice_index(s, end - 1));
+    p->last_entry = qcow2_slice_entry(s, slice, qcow2_slice_index(s, end - 1));
     p->inflight.last = (end - 1) >> s->cluster_bits;
 }
 
 /* A table of our own, unless no entry of it is going to change. */
-static coroutine_fn int co_find_slice(struct qcow2 *s, const struct piece *p, struct qcow2_slice **slice)
+static coroutine_fn int co_find_slice(struct qcow2 *s, const struct piece *p, uint64_t length,
+                                      struct qcow2_slice **slice)
 {
+    uint64_t end = MIN(p->offset + length, qcow2_cluster_start(s, p->offset) + s->cluster_size);
     int ret = qcow2_co_slice(s, p->offset, slice);
 
     if (ret < 0)
         return ret;
-    if (*slice && how_to_write(p, qcow2_slice_entry(*slice, qcow2_slice_index(s, p->offset))) <= IN_PLACE)
+    if (p->absent_only && s->extended)
+        end = MIN(end, align_down(p->offset, qcow2_sub_size(s)) + qcow2_sub_size(s));
+    if (*slice &&
+        how_to_write(s, p, qcow2_slice_entry(s, *slice, qcow2_slice_index(s, p->offset)), p->offset, end) <= IN_PLACE)
         return 0;
     return qcow2_co_slice_for_write(s, p->offset, slice);
 }
@@ -128,7 +141,7 @@ static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t lengt
         *p = (struct piece){ .offset = offset, .absent_only = absent_only };
         if (atomic_load(&s->corrupt))
             return -EIO;
-        int ret = co_find_slice(s, p, &slice);
+        int ret = co_find_slice(s, p, length, &slice);
         if (ret == 0)
             ret = co_plan_run(s, slice, length, p);
         if (ret < 0 || p->how == SKIP)
@@ -147,10 +160,13 @@ static coroutine_fn int co_plan(struct qcow2 *s, uint64_t offset, uint64_t lengt
 
 /* ---- writing: lock not held ---- */
 
-static bool reads_zero(const struct qcow2 *s, struct qcow2_entry entry, uint64_t offset)
+/* All from here on, `length` bytes in the entry's cluster. */
+static bool reads_zero(const struct qcow2 *s, struct qcow2_entry entry, uint64_t offset, uint64_t length)
 {
-    enum qcow2_kind kind = qcow2_entry_kind(entry);
+    enum qcow2_kind kind = qcow2_kind_at(s, entry, offset);
 
+    if (align_down(offset, qcow2_sub_size(s)) != align_down(offset + length - 1, qcow2_sub_size(s)))
+        return false; /* of several kinds, maybe: who reads them knows */
     if (kind == QCOW2_UNALLOCATED)
         return !s->node->backing || offset >= MIN(blk_node_size(s->node->backing), blk_node_size(s->node));
     return kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED;
@@ -172,7 +188,7 @@ static void set_margin(const struct qcow2 *s, const struct piece *p, struct qcow
     uint64_t align = MIN(host_align, s->cluster_size);
     uint64_t part = length & (align - 1);
 
-    *m = (struct margin){ .offset = offset, .length = length, .zero = length && reads_zero(s, entry, offset) };
+    *m = (struct margin){ .offset = offset, .length = length, .zero = length && reads_zero(s, entry, offset, length) };
     if (m->zero && p->fresh) {
         m->offset = before ? offset + length - part : offset;
         m->length = part;
@@ -237,11 +253,40 @@ static coroutine_fn int co_fill_margins(struct margins *margins)
     return co_crew(ARRAY_SIZE(margins->side), ARRAY_SIZE(margins->side), co_fill_margin, margins);
 }
 
+/* Subclusters whose data go along into a new cluster. */
+static uint32_t brought_along(const struct piece *p, struct qcow2_entry entry)
+{
+    if (p->how != ALLOCATE)
+        return 0;
+    return qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED ? UINT32_MAX : qcow2_entry_allocated(entry);
+}
+
+/* What is written begins and ends with whole subclusters: those that the request touches, and those that are brought
+ * along, with what lies between. */
+static uint64_t first_byte(const struct qcow2 *s, const struct piece *p)
+{
+    uint32_t along = s->extended ? brought_along(p, p->first_entry) : 0;
+    uint64_t start = align_down(p->offset, qcow2_sub_size(s));
+
+    if (along)
+        start = MIN(start, qcow2_cluster_start(s, p->offset) + ((uint64_t)__builtin_ctz(along) << s->sub_bits));
+    return start;
+}
+
+static uint64_t end_byte(const struct qcow2 *s, const struct piece *p)
+{
+    uint32_t along = s->extended ? brought_along(p, p->last_entry) : 0;
+    uint64_t last = p->offset + p->length - 1, end = align_up(last + 1, qcow2_sub_size(s));
+
+    if (along)
+        end = MAX(end, qcow2_cluster_start(s, last) + ((uint64_t)(32 - __builtin_clz(along)) << s->sub_bits));
+    return end;
+}
+
 /* iov[0] is free for what comes before, iov[iov_count] for what comes after. */
 static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, struct iovec *iov, int iov_count)
 {
-    uint64_t start = qcow2_cluster_start(s, p->offset), end = p->offset + p->length;
-    uint64_t whole = align_up(end, s->cluster_size);
+    uint64_t end = p->offset + p->length, start = first_byte(s, p), whole = end_byte(s, p);
     struct margins margins = { .s = s, .p = p };
     struct margin *before = &margins.side[0], *after = &margins.side[1];
 
@@ -260,7 +305,7 @@ static coroutine_fn int co_write_around(struct qcow2 *s, const struct piece *p, 
     }
     if (after->length)
         iov[iov_count++] = (struct iovec){ after->buffer, after->length };
-    uint64_t host = p->host + (p->offset - before->length - start);
+    uint64_t host = p->host + (p->offset - before->length - qcow2_cluster_start(s, p->offset));
     if (before->length || after->length)
         blk_co_event(s->node->file, BLK_EVENT_COW_WRITE);
     blk_co_event(s->node->file, BLK_EVENT_WRITE_AIO);
@@ -280,6 +325,19 @@ static coroutine_fn int co_write_in_place(struct qcow2 *s, const struct piece *p
 
 /* ---- linking: lock held ---- */
 
+/* What a cluster of the piece has once it is written: data in what was, and zeroes where there were some before. */
+static uint64_t subclusters_after(const struct qcow2 *s, const struct piece *p, struct qcow2_entry old,
+                                  uint64_t cluster)
+{
+    if (!s->extended)
+        return 0;
+    bool compressed = qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED;
+    uint32_t written = qcow2_sub_mask(s, cluster, first_byte(s, p), end_byte(s, p));
+    uint32_t allocated = p->how == FILL ? qcow2_entry_allocated(old) : 0;
+    uint32_t zeroes = compressed ? 0 : qcow2_entry_zeroes(old);
+    return qcow2_subclusters(allocated | written, zeroes & ~written);
+}
+
 static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
 {
     struct qcow2_slice *slice;
@@ -289,8 +347,9 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
     if (ret < 0)
         return ret;
     for (uint64_t i = 0; i <= p->inflight.last - p->inflight.first; i++, index++) {
-        struct qcow2_entry old = qcow2_slice_entry(slice, index);
-        qcow2_slice_set(s, slice, index, qcow2_entry_data(p->host + (i << s->cluster_bits)));
+        struct qcow2_entry old = qcow2_slice_entry(s, slice, index);
+        uint64_t subclusters = subclusters_after(s, p, old, (p->inflight.first + i) << s->cluster_bits);
+        qcow2_slice_set(s, slice, index, qcow2_entry_data(p->host + (i << s->cluster_bits), subclusters));
         if (p->how == FILL)
             continue;
         qcow2_free_entry(s, old, false);

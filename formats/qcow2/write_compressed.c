@@ -48,7 +48,7 @@ static coroutine_fn int co_check_no_data(struct qcow2 *s, const struct encoded *
     if (ret < 0)
         return ret;
     uint32_t index = qcow2_slice_index(s, offset);
-    struct qcow2_entry entry = qcow2_slice_entry(slice, index);
+    struct qcow2_entry entry = qcow2_slice_entry(s, slice, index);
     if (slice->suspect)
         ret = qcow2_co_check_entry(s, slice, index, entry, true);
     enum qcow2_kind kind = qcow2_entry_kind(entry);
@@ -65,7 +65,7 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct encoded *e)
     if (ret < 0)
         return ret;
     uint32_t index = qcow2_slice_index(s, offset);
-    struct qcow2_entry old = qcow2_slice_entry(slice, index);
+    struct qcow2_entry old = qcow2_slice_entry(s, slice, index);
     qcow2_slice_set(s, slice, index, qcow2_entry_compressed(e->host, e->length, s->cluster_bits));
     qcow2_free_entry(s, old, false);
     return 0;

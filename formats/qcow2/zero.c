@@ -19,13 +19,13 @@
 #include <string.h>
 
 /* What becomes of an entry that can be trusted. Returns the new one; *release: what the old one referred to is free. */
-static struct qcow2_entry cleared(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how, bool *release)
+static struct qcow2_entry cleared_cluster(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how,
+                                          bool *release)
 {
     enum qcow2_kind kind = qcow2_entry_kind(entry);
     bool has_zero = s->header.version >= 3;
-    struct qcow2_entry zero = has_zero ? qcow2_entry_zero() : qcow2_entry_absent();
+    struct qcow2_entry zero = has_zero ? qcow2_entry_zero(false) : qcow2_entry_absent();
 
-    *release = false;
     if (how == QCOW2_CLEAR_ABSENT)
         return kind == QCOW2_UNALLOCATED ? zero : entry;
     if (how == QCOW2_CLEAR_DROP) {
@@ -49,12 +49,44 @@ static struct qcow2_entry cleared(const struct qcow2 *s, struct qcow2_entry entr
     return zero;
 }
 
+/* The same of an extended entry, in these subclusters. A compressed cluster has none of its own: a part of it stays. */
+static struct qcow2_entry cleared_subclusters(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how,
+                                              uint32_t which, bool *release)
+{
+    bool compressed = qcow2_entry_kind(entry) == QCOW2_IS_COMPRESSED,
+         any = compressed || qcow2_entry_has_cluster(entry);
+    bool whole = which == UINT32_MAX;
+
+    if (how == QCOW2_CLEAR_ABSENT)
+        return compressed ? entry : qcow2_entry_zeroed_in(entry, which & ~qcow2_entry_allocated(entry));
+    if (how == QCOW2_CLEAR_DROP) {
+        *release = any;
+        return qcow2_entry_absent();
+    }
+    if (how == QCOW2_CLEAR_DISCARD && !any && !entry.subclusters && !s->node->backing)
+        return entry;
+    bool keeps_place = how == QCOW2_CLEAR_ZERO && qcow2_entry_copied(entry) && !compressed;
+    if (!any || (!whole && !compressed) || keeps_place)
+        return qcow2_entry_zeroed_in(entry, which);
+    if (!whole)
+        return entry;
+    *release = true;
+    return qcow2_entry_zero(true);
+}
+
+static struct qcow2_entry cleared(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how, uint32_t which,
+                                  bool *release)
+{
+    *release = false;
+    return s->extended ? cleared_subclusters(s, entry, how, which, release) : cleared_cluster(s, entry, how, release);
+}
+
 /* No L2 table: does clearing change anything here? */
 static bool absent_stays(const struct qcow2 *s, enum qcow2_clear how)
 {
     bool release;
 
-    return qcow2_entry_equal(cleared(s, qcow2_entry_absent(), how, &release), qcow2_entry_absent());
+    return qcow2_entry_equal(cleared(s, qcow2_entry_absent(), how, UINT32_MAX, &release), qcow2_entry_absent());
 }
 
 struct clear_range {
@@ -68,22 +100,23 @@ static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset,
     struct clear_range r = { .offset = offset, .length = MIN(length, slice_bytes - (offset & (slice_bytes - 1))) };
 
     r.first = qcow2_slice_index(s, offset);
-    r.count = (uint32_t)(r.length >> s->cluster_bits);
+    r.count = (uint32_t)(((offset + r.length - 1) >> s->cluster_bits) - (offset >> s->cluster_bits) + 1);
     return r;
 }
 
 /* An entry that makes no sense, or names metadata, just goes. What it names is neither freed nor kept as a place to
  * write to: QEMU does both, and so loses tables. */
-static struct qcow2_entry cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice, uint32_t index,
-                                     enum qcow2_clear how, bool *release)
+static struct qcow2_entry cleared_in(const struct qcow2 *s, const struct qcow2_slice *slice,
+                                     const struct clear_range *r, uint32_t index, enum qcow2_clear how, bool *release)
 {
-    struct qcow2_entry entry = qcow2_slice_entry(slice, index);
+    struct qcow2_entry entry = qcow2_slice_entry(s, slice, index);
     uint64_t guest = qcow2_slice_guest(s, slice, index);
+    uint32_t which = s->extended ? qcow2_sub_mask(s, guest, r->offset, r->offset + r->length) : UINT32_MAX;
 
     if (likely(!slice->suspect) || qcow2_entry_plausible(s, guest, entry))
-        return cleared(s, entry, how, release);
+        return cleared(s, entry, how, which, release);
     *release = false;
-    return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? qcow2_entry_zero() : qcow2_entry_absent();
+    return s->header.version >= 3 && how != QCOW2_CLEAR_DROP ? qcow2_entry_zero(s->extended) : qcow2_entry_absent();
 }
 
 static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *slice, const struct clear_range *r,
@@ -92,8 +125,8 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
     bool release;
 
     for (uint32_t i = 0; i < r->count; i++) {
-        struct qcow2_entry entry = qcow2_slice_entry(slice, r->first + i);
-        if (!qcow2_entry_equal(cleared_in(s, slice, r->first + i, how, &release), entry))
+        struct qcow2_entry entry = qcow2_slice_entry(s, slice, r->first + i);
+        if (!qcow2_entry_equal(cleared_in(s, slice, r, r->first + i, how, &release), entry))
             return true;
     }
     return false;
@@ -104,13 +137,13 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
     bool kept = s->external;
 
     for (uint32_t i = 0; i < r->count; i++) {
-        struct qcow2_entry old = qcow2_slice_entry(slice, r->first + i);
+        struct qcow2_entry old = qcow2_slice_entry(s, slice, r->first + i);
         bool release;
-        struct qcow2_entry new = cleared_in(s, slice, r->first + i, how, &release);
+        struct qcow2_entry new = cleared_in(s, slice, r, r->first + i, how, &release);
         if (qcow2_entry_equal(new, old))
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
-        kept = kept || qcow2_entry_kind(new) == QCOW2_ZERO_ALLOCATED;
+        kept = kept || (!release && qcow2_entry_has_cluster(new));
         if (release)
             qcow2_free_entry(s, old, true);
         if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
@@ -203,7 +236,8 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
                                             .exclusive = true };
     } while (!qcow2_co_inflight_begin(s, &inflight));
     r.count = (uint32_t)(inflight.last - inflight.first + 1);
-    *step = r.length = (uint64_t)r.count << s->cluster_bits;
+    r.length = MIN(r.length, ((inflight.last + 1) << s->cluster_bits) - offset);
+    *step = r.length;
     int ret = 0;
     if (s->external)
         ret = co_clear_external(s, &r, how);
@@ -242,20 +276,20 @@ static coroutine_fn int co_kind(struct qcow2 *s, uint64_t offset, enum qcow2_kin
 
     co_mutex_lock(&s->lock);
     int ret = qcow2_co_slice(s, offset, &slice);
-    *kind = ret == 0 && slice ? qcow2_entry_kind(qcow2_slice_entry(slice, qcow2_slice_index(s, offset)))
+    *kind = ret == 0 && slice ? qcow2_kind_at(s, qcow2_slice_entry(s, slice, qcow2_slice_index(s, offset)), offset)
                               : QCOW2_UNALLOCATED;
     co_mutex_unlock(&s->lock);
     return ret;
 }
 
-/* Does the backing image show nothing but zeroes through an unallocated cluster? Where it cannot say: no. */
-static coroutine_fn bool co_zero_below(const struct qcow2 *s, uint64_t cluster)
+/* Does the backing image show nothing but zeroes through an unallocated subcluster? Where it cannot say: no. */
+static coroutine_fn bool co_zero_below(const struct qcow2 *s, uint64_t start)
 {
     struct blk_node *backing = s->node->backing;
-    uint64_t end = backing ? MIN(cluster + s->cluster_size, blk_node_size(backing)) : 0;
+    uint64_t end = backing ? MIN(start + qcow2_sub_size(s), blk_node_size(backing)) : 0;
     struct blk_status status;
 
-    for (uint64_t offset = cluster; offset < end; offset += status.length) {
+    for (uint64_t offset = start; offset < end; offset += status.length) {
         if (blk_co_status(backing, NULL, offset, end - offset, &status) < 0 || !status.zero)
             return false;
     }
@@ -274,18 +308,18 @@ static coroutine_fn int co_write_zero_data(struct qcow2 *s, uint64_t offset, uin
     return ret;
 }
 
-/* Part of one cluster. */
+/* Part of one subcluster. */
 static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t length, unsigned flags)
 {
-    uint64_t cluster = align_down(offset, s->cluster_size);
+    uint64_t start = align_down(offset, qcow2_sub_size(s));
     enum qcow2_kind kind = QCOW2_ZERO_PLAIN;
-    int ret = length ? co_kind(s, cluster, &kind) : 0;
+    int ret = length ? co_kind(s, start, &kind) : 0;
 
-    if (ret == 0 && kind == QCOW2_UNALLOCATED && co_zero_below(s, cluster)) {
+    if (ret == 0 && kind == QCOW2_UNALLOCATED && co_zero_below(s, start)) {
         /* A write to the rest may have come first; its cluster is left alone, and asks for data. */
-        ret = qcow2_co_clear(s, cluster, s->cluster_size, QCOW2_CLEAR_ABSENT);
+        ret = qcow2_co_clear(s, start, qcow2_sub_size(s), QCOW2_CLEAR_ABSENT);
         if (ret == 0)
-            ret = co_kind(s, cluster, &kind);
+            ret = co_kind(s, start, &kind);
         if (kind == QCOW2_UNALLOCATED) /* version 2, and no backing image */
             return ret;
     }
@@ -294,17 +328,43 @@ static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t 
     return flags & BLK_REQ_NO_FALLBACK ? -ENOTSUP : co_write_zero_data(s, offset, length);
 }
 
-/* The end of the disk counts as the end of a cluster: nobody sees what follows. */
-static uint64_t end_of_whole(const struct qcow2 *s, uint64_t end)
+/* Whole subclusters of one cluster. A compressed one has none: there zeroes are data. */
+static coroutine_fn int co_zero_subclusters(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how,
+                                            unsigned flags)
 {
-    return end == blk_node_size(s->node) ? align_up(end, s->cluster_size) : align_down(end, s->cluster_size);
+    enum qcow2_kind kind = QCOW2_UNALLOCATED;
+    int ret = length ? co_kind(s, offset, &kind) : 0;
+
+    if (ret < 0 || length == 0)
+        return ret;
+    if (kind != QCOW2_IS_COMPRESSED)
+        return qcow2_co_clear(s, offset, length, how);
+    return flags & BLK_REQ_NO_FALLBACK ? -ENOTSUP : co_write_zero_data(s, offset, length);
+}
+
+/* [first, last): whole subclusters. */
+static coroutine_fn int co_zero_whole(struct qcow2 *s, uint64_t first, uint64_t last, enum qcow2_clear how,
+                                      unsigned flags)
+{
+    uint64_t from = MIN(align_up(first, s->cluster_size), last), to = MAX(align_down(last, s->cluster_size), from);
+    int ret = co_zero_subclusters(s, first, from - first, how, flags);
+
+    if (ret == 0 && to > from)
+        ret = qcow2_co_clear(s, from, to - from, how);
+    return ret == 0 ? co_zero_subclusters(s, to, last - to, how, flags) : ret;
+}
+
+/* Where the last whole `unit` ends. The end of the disk counts as the end of a cluster: nobody sees what follows. */
+static uint64_t end_of_whole(const struct qcow2 *s, uint64_t end, uint64_t unit)
+{
+    return end == blk_node_size(s->node) ? align_up(end, s->cluster_size) : align_down(end, unit);
 }
 
 coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     struct qcow2 *s = node->state;
     uint64_t end = offset + length;
-    uint64_t first = align_up(offset, s->cluster_size), last = end_of_whole(s, end);
+    uint64_t first = align_up(offset, qcow2_sub_size(s)), last = end_of_whole(s, end, qcow2_sub_size(s));
     enum qcow2_clear how = flags & BLK_REQ_MAY_UNMAP ? QCOW2_CLEAR_ZERO_UNMAP : QCOW2_CLEAR_ZERO;
     int ret;
 
@@ -315,7 +375,7 @@ coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, u
     } else {
         ret = co_zero_part(s, offset, first - offset, flags);
         if (ret == 0 && last > first)
-            ret = qcow2_co_clear(s, first, last - first, how);
+            ret = co_zero_whole(s, first, last, how, flags);
         if (ret == 0 && end > last)
             ret = co_zero_part(s, last, end - last, flags);
     }
@@ -327,7 +387,7 @@ coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, u
 coroutine_fn int qcow2_co_discard(struct blk_node *node, uint64_t offset, uint64_t length)
 {
     struct qcow2 *s = node->state;
-    uint64_t first = align_up(offset, s->cluster_size), last = end_of_whole(s, offset + length);
+    uint64_t first = align_up(offset, s->cluster_size), last = end_of_whole(s, offset + length, s->cluster_size);
 
     if (s->header.version < 3 && node->backing)
         return -ENOTSUP;

@@ -114,8 +114,8 @@ coroutine_fn void faults_co_guest(struct faults *f)
     q.size = (200 + faults_below(f, 600)) * 512;
     unsigned width = bits[faults_below(f, ARRAY_SIZE(bits))];
     q.lazy = faults_below(f, 5) == 0;
-    snprintf(f->label, sizeof(f->label), "cluster_size=%" PRIu64 ",refcount_bits=%u%s", q.cluster, width,
-             q.lazy ? ",lazy_refcounts=on" : "");
+    snprintf(f->label, sizeof(f->label), "cluster_size=%" PRIu64 ",refcount_bits=%u%s%s", q.cluster, width,
+             q.lazy ? ",lazy_refcounts=on" : "", q.cluster >= 16384 && f->seed % 3 ? ",extended_l2=on" : "");
     if (faults_co_make_image(f, f->label, q.size, &error) < 0)
         faults_die(f, "create: %s", error_text(error));
     faults_take_base(f);

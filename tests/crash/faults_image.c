@@ -40,9 +40,11 @@ static void choose(struct faults *f, struct image *t, const char *more)
     t->v2 = faults_below(f, 5) == 0;
     t->lazy = !t->v2 && faults_below(f, 4) == 0;
     t->size = (20 + faults_below(f, 300)) * 512;
-    snprintf(t->options, sizeof(t->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s%s", t->cluster,
+    /* damage.c knows plain entries alone. */
+    bool extended = !t->v2 && t->cluster >= 16384 && f->seed % 3 && strcmp(f->kind, "repair") != 0;
+    snprintf(t->options, sizeof(t->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s%s%s", t->cluster,
              t->v2 ? "0.10" : "1.1", t->v2 ? 16 : bits[faults_below(f, ARRAY_SIZE(bits))],
-             t->lazy ? ",lazy_refcounts=on" : "", more);
+             t->lazy ? ",lazy_refcounts=on" : "", more, extended ? ",extended_l2=on" : "");
     t->content = xcalloc(1, MAX_SIZE);
 }
 

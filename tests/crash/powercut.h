@@ -67,6 +67,8 @@ coroutine_fn void powercut_co_bitmaps(struct cut *c);
 /* ---- powercut_file.c ---- */
 
 uint64_t cut_below(struct cut *c, uint64_t bound); /* random, by the seed */
+/* For most images that can have subclusters, ",extended_l2=on"; draws no random number. */
+const char *cut_subclusters(const struct cut *c, uint64_t cluster, bool v2);
 __attribute__((format(printf, 2, 3), noreturn)) void cut_die(struct cut *c, const char *fmt, ...);
 void cut_need(struct cut *c, bool ok, const char *what, struct error *error);
 __attribute__((format(printf, 2, 3))) int cut_shell(struct cut *c, const char *fmt, ...); /* in the folder */

@@ -14,6 +14,11 @@
 
 uint64_t cut_below(struct cut *c, uint64_t bound) { return random_below(&c->random, bound); }
 
+const char *cut_subclusters(const struct cut *c, uint64_t cluster, bool v2)
+{
+    return !v2 && cluster >= 16384 && c->seed % 3 ? ",extended_l2=on" : "";
+}
+
 void cut_die(struct cut *c, const char *fmt, ...)
 {
     va_list args;

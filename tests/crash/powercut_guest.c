@@ -62,8 +62,8 @@ static void choose(struct guest *g)
     if (strcmp(kind, "snapshot") == 0 && width == 1)
         kind = "empty";
     snprintf(g->base_kind, sizeof(g->base_kind), "%s", kind);
-    snprintf(g->options, sizeof(g->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s", g->cluster,
-             g->v2 ? "0.10" : "1.1", width, g->lazy ? ",lazy_refcounts=on" : "");
+    snprintf(g->options, sizeof(g->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s%s", g->cluster,
+             g->v2 ? "0.10" : "1.1", width, g->lazy ? ",lazy_refcounts=on" : "", cut_subclusters(c, g->cluster, g->v2));
     g->workers = 1 + (unsigned)cut_below(c, 4);
     g->operations = c->settings->quick ? 15 : 40;
     g->small_caches = cut_below(c, 2);

@@ -50,8 +50,8 @@ static void choose(struct resizing *t)
     t->lazy = !t->v2 && cut_below(c, 6) == 0;
     unsigned width = t->v2 ? 16 : bits[cut_below(c, ARRAY_SIZE(bits))];
     t->snapshot = !t->v2 && width > 1 && cut_below(c, 4) == 0;
-    snprintf(t->options, sizeof(t->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s", t->cluster,
-             t->v2 ? "0.10" : "1.1", width, t->lazy ? ",lazy_refcounts=on" : "");
+    snprintf(t->options, sizeof(t->options), "cluster_size=%" PRIu64 ",compat=%s,refcount_bits=%u%s%s", t->cluster,
+             t->v2 ? "0.10" : "1.1", width, t->lazy ? ",lazy_refcounts=on" : "", cut_subclusters(c, t->cluster, t->v2));
     t->steps[0].size = (cut_below(c, 500) + 20) * 512;
     t->step_count = 1;
 }

@@ -47,9 +47,10 @@ static void choose(struct snapshots *t)
 
     t->v2 = cut_below(c, 6) == 0;
     bool lazy = !t->v2 && cut_below(c, 6) == 0;
-    snprintf(t->options, sizeof(t->options), "cluster_size=%u,compat=%s,refcount_bits=%u%s",
-             clusters[cut_below(c, ARRAY_SIZE(clusters))], t->v2 ? "0.10" : "1.1",
-             t->v2 ? 16 : bits[cut_below(c, ARRAY_SIZE(bits))], lazy ? ",lazy_refcounts=on" : "");
+    unsigned cluster = clusters[cut_below(c, ARRAY_SIZE(clusters))];
+    snprintf(t->options, sizeof(t->options), "cluster_size=%u,compat=%s,refcount_bits=%u%s%s", cluster,
+             t->v2 ? "0.10" : "1.1", t->v2 ? 16 : bits[cut_below(c, ARRAY_SIZE(bits))],
+             lazy ? ",lazy_refcounts=on" : "", cut_subclusters(c, cluster, t->v2));
     snprintf(c->label, sizeof(c->label), "%s", t->options);
 }
 

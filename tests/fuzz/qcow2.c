@@ -28,7 +28,8 @@ static struct loop *loop;
 static struct blk_node *file, *data_file; /* live as long as the process */
 static bool external; /* the image wants a data file: it gets one in memory, and never one of the host */
 static struct oracle oracle;
-static bool shared; /* a part of the file is named twice: flags cannot all stay right */
+static bool subclusters; /* of the table that is looked at */
+static bool shared;      /* a part of the file is named twice: flags cannot all stay right */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -106,6 +107,8 @@ static coroutine_fn void co_snapshot(struct blk_node *node, const uint8_t *op)
         kept[which].oracle = oracle;
     } else if (op[1] % 2) {
         ret = blk_co_snapshot_apply(node, name, NULL);
+        if (ret == -EBUSY)
+            return; /* there are bitmaps */
         if (ret == 0 && oracle.active)
             oracle = kept[which].oracle;
     } else {
@@ -203,22 +206,25 @@ static bool name_part(uint64_t offset, uint64_t length)
     return false;
 }
 
-/* A table of `count` entries: its place, and what they name; `depth` tables deep, of which the last names data. */
+/* A table of `count` entries: its place, and what they name; `depth` tables deep, of which the last names data. Entries
+ * of data may be twice as long, with subclusters. */
 static bool name_table(const uint8_t *data, uint64_t offset, uint64_t count, uint64_t cluster_size, unsigned depth)
 {
-    uint64_t length = (count * 8 + cluster_size - 1) & ~(cluster_size - 1);
+    uint64_t entry_size = depth == 1 && subclusters ? 16 : 8;
+    uint64_t length = (count * entry_size + cluster_size - 1) & ~(cluster_size - 1);
 
     if (length == 0)
         return false;
     if (name_part(offset, length))
         return true;
     for (uint64_t i = 0; i < count; i++) {
-        uint64_t entry = load_be64(data + offset + i * 8), cluster = entry & UINT64_C(0x00fffffffffffe00);
+        uint64_t entry = load_be64(data + offset + i * entry_size), cluster = entry & UINT64_C(0x00fffffffffffe00);
         if (depth == 1 && (entry & UINT64_C(1) << 62))
             return true; /* compressed */
         if (depth == 1 && external)
             continue;
-        if (cluster && (depth > 1 ? name_table(data, cluster, cluster_size / 8, cluster_size, depth - 1)
+        if (cluster && (depth > 1 ? name_table(data, cluster, cluster_size / (depth == 2 && subclusters ? 16 : 8),
+                                               cluster_size, depth - 1)
                                   : name_part(cluster, cluster_size)))
             return true;
     }
@@ -236,11 +242,14 @@ static bool names_twice(void)
     memset(named, 0, sizeof(named));
     uint64_t cluster_size = UINT64_C(1) << load_be32(copy + 20);
     uint64_t table_entries = load_be32(copy + 56) * (cluster_size / 8);
-    bool snapshots = load_be32(copy + 60) != 0;
+    bool snapshots = load_be32(copy + 60) != 0, bitmaps = load_be32(copy + 4) >= 3 && (copy[95] & 1);
 
-    return snapshots || name_part(0, cluster_size) ||
-           name_table(copy, load_be64(copy + 40), load_be32(copy + 36), cluster_size, 2) ||
-           name_table(copy, load_be64(copy + 48), table_entries, cluster_size, 1);
+    subclusters = load_be32(copy + 4) >= 3 && (copy[79] & 16);
+    if (snapshots || bitmaps || name_part(0, cluster_size) ||
+        name_table(copy, load_be64(copy + 40), load_be32(copy + 36), cluster_size, 2))
+        return true;
+    subclusters = false;
+    return name_table(copy, load_be64(copy + 48), table_entries, cluster_size, 1);
 }
 
 /* Is it one that has to behave? */

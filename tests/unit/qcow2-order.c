@@ -312,7 +312,7 @@ TEST_CO(a_slice_out_of_the_cache_stays_for_who_has_seen_it)
     co_expect(&d, 0, 'a', 512);
     slice = qcow2_slice_find(s, 0);
     assert_non_null(slice);
-    struct qcow2_entry entry = qcow2_slice_entry(slice, 0);
+    struct qcow2_entry entry = qcow2_slice_entry(s, slice, 0);
     memory_node_hold(d.file, READS, co_place(&d, 0), 512);
     start(&held);
     memory_node_co_wait_held(d.file, 1);
@@ -322,7 +322,7 @@ TEST_CO(a_slice_out_of_the_cache_stays_for_who_has_seen_it)
             co_expect(&d, i * SLICE_SPAN, 'a', 512);
     }
     assert_null(qcow2_slice_find(s, 0));
-    assert_int_equal(qcow2_slice_entry(slice, 0).word,
+    assert_int_equal(qcow2_slice_entry(s, slice, 0).word,
                      entry.word); /* as the request may do: AddressSanitizer looks too */
     memory_node_release(d.file);
     co_wait(&held);

@@ -199,11 +199,11 @@ static void place_of_a_compressed_cluster(void **state)
     uint64_t offset, length;
 
     /* 64 KiB clusters: 54 bits of offset, then the number of further sectors. */
-    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(3) << 54 | 0x50123 }, 16, &offset,
+    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(3) << 54 | 0x50123, 0 }, 16, &offset,
                                  &length);
     assert_int_equal(offset, 0x50123);
     assert_int_equal(length, 4 * 512 - 0x123);
-    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(1) << 61 | 0x200 }, 9, &offset,
+    qcow2_entry_compressed_place((struct qcow2_entry){ QCOW2_COMPRESSED | UINT64_C(1) << 61 | 0x200, 0 }, 9, &offset,
                                  &length);
     assert_int_equal(offset, 0x200);
     assert_int_equal(length, 1024);
