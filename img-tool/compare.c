@@ -2,20 +2,26 @@
 /*
  * compare: do two images have the same content?
  *
- * Ranges that both images say are zero are not read; if one has data and the other zeroes, the data must be zeroes.
- * An image that ends early counts as zeroes from there on, unless -s (strict) is given.
- * Exit status: 0 same, 1 different, 2 an image could not be opened, 3 no block status, 4 no data.
+ * Several parts are compared at a time, on a loop a processor. Ranges that both images say are zero are not read; if
+ * one has data and the other zeroes, the data must be zeroes. An image that ends early counts as zeroes from there on,
+ * unless -s (strict) is given. Exit status: 0 same, 1 different, 2 an image could not be opened, 3 no block status, 4
+ * no data.
  */
 #include "command.h"
 #include "image.h"
 #include "progress.h"
 
+#include <base/checked.h>
+#include <base/crew.h>
+#include <base/sync.h>
+#include <block/iov.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <stdarg.h>
 #include <string.h>
 
-enum { SECTOR = BLK_SECTOR_SIZE, BUFFER = 2 << 20 };
+enum { SECTOR = BLK_SECTOR_SIZE, BUFFER = 2 << 20, WORKERS = 8, SPREAD_MIN = 4 * BUFFER };
 enum { STATUS_SAME, STATUS_DIFFERENT, STATUS_NOT_OPEN, STATUS_NO_STATUS, STATUS_NO_DATA };
 
 struct compare_args {
@@ -24,11 +30,30 @@ struct compare_args {
     const char *filename[2];
 };
 
+/* Why the images are not the same, or it is not known. */
+struct finding {
+    uint64_t offset; /* UINT64_MAX: nothing was found */
+    int status;      /* STATUS_* */
+    int which;       /* the image that could not be read */
+    int error;
+    bool allocation; /* -s: it is not the content that differs */
+};
+
+/* Parts are taken in order; what is told in the end is the first thing that was found, wherever others have come to. */
 struct comparison {
     const struct compare_args *args;
     struct blk_front *front[2];
-    uint8_t *buffer[2];
-    uint64_t total; /* for progress: the longer image's size */
+    uint64_t size[2];
+    uint64_t common, total; /* the shorter and the longer image's size */
+    struct co_mutex lock;   /* all below */
+    uint64_t next, end;     /* of what is compared now */
+    uint64_t done;          /* for progress */
+    struct finding found;
+};
+
+struct part {
+    uint64_t offset, length; /* 0: there is none any more */
+    bool zero[2];            /* it is all zeroes in this image, by its block status */
 };
 
 __attribute__((format(printf, 2, 3))) static void print_unless_quiet(const struct comparison *c, const char *fmt, ...)
@@ -41,62 +66,13 @@ __attribute__((format(printf, 2, 3))) static void print_unless_quiet(const struc
     va_end(list);
 }
 
-static coroutine_fn int co_read(struct comparison *c, int which, uint64_t offset, uint64_t length)
-{
-    int ret = blk_front_co_read(c->front[which], offset, c->buffer[which], length);
-    if (ret < 0)
-        error_report("Error while reading offset %" PRIu64 " of %s: %s", offset, c->args->filename[which],
-                     strerror(-ret));
-    return ret < 0 ? STATUS_NO_DATA : STATUS_SAME;
-}
+/* ---- parts ---- */
 
-static coroutine_fn int co_status(struct comparison *c, int which, uint64_t offset, struct blk_status *status)
+/* Lock held. */
+static void note(struct comparison *c, const struct finding *finding)
 {
-    uint64_t length = blk_front_size(c->front[which]) - offset;
-    int ret = blk_co_status(blk_front_node(c->front[which]), NULL, offset, length, status);
-    if (ret < 0)
-        error_report("Sector allocation test failed for %s", c->args->filename[which]);
-    return ret < 0 ? STATUS_NO_STATUS : STATUS_SAME;
-}
-
-/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length if there is
- * none. */
-static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t length)
-{
-    static const uint8_t zeroes[SECTOR];
-    for (uint64_t at = 0; at < length; at += SECTOR) {
-        size_t size = (size_t)MIN((uint64_t)SECTOR, length - at);
-        if (memcmp(a + at, b ? b + at : zeroes, size) != 0)
-            return at;
-    }
-    return length;
-}
-
-static int report_difference(struct comparison *c, uint64_t offset)
-{
-    print_unless_quiet(c, "Content mismatch at offset %" PRIu64 "!\n", offset);
-    return STATUS_DIFFERENT;
-}
-
-/* `length` bytes (at most a buffer) of one image must read as zeroes. */
-static coroutine_fn int co_expect_zeroes(struct comparison *c, int which, uint64_t offset, uint64_t length)
-{
-    int status = co_read(c, which, offset, length);
-    if (status)
-        return status;
-    uint64_t at = first_difference(c->buffer[which], NULL, length);
-    return at < length ? report_difference(c, offset + at) : STATUS_SAME;
-}
-
-static coroutine_fn int co_expect_same(struct comparison *c, uint64_t offset, uint64_t length)
-{
-    int status = co_read(c, 0, offset, length);
-    if (!status)
-        status = co_read(c, 1, offset, length);
-    if (status)
-        return status;
-    uint64_t at = first_difference(c->buffer[0], c->buffer[1], length);
-    return at < length ? report_difference(c, offset + at) : STATUS_SAME;
+    if (finding->offset < c->found.offset)
+        c->found = *finding;
 }
 
 static bool reads_zero(const struct blk_status *status) { return status->zero || (!status->data && !status->present); }
@@ -105,77 +81,174 @@ static bool reads_zero(const struct blk_status *status) { return status->zero ||
 static bool same_status(const struct comparison *c, uint64_t offset, const struct blk_status *a,
                         const struct blk_status *b)
 {
-    bool a_ends = offset + a->length == blk_front_size(c->front[0]),
-         b_ends = offset + b->length == blk_front_size(c->front[1]);
+    bool a_ends = offset + a->length == c->size[0], b_ends = offset + b->length == c->size[1];
     return a->data == b->data && a->zero == b->zero && a->present == b->present && a_ends == b_ends;
 }
 
-/* The part that both images have, [0, end). */
-static coroutine_fn int co_compare_common(struct comparison *c, uint64_t end)
+/* Block status of both images; past its end an image is zeroes. 0, or what was found. Lock held. */
+static coroutine_fn int co_look_up(struct comparison *c, uint64_t offset, struct blk_status *status)
 {
-    for (uint64_t offset = 0, length; offset < end; offset += length) {
-        struct blk_status a, b;
-        int status = co_status(c, 0, offset, &a);
-        if (!status)
-            status = co_status(c, 1, offset, &b);
-        if (status)
-            return status;
-        length = MIN(a.length, b.length);
-        length = MIN(length, end - offset);
-        if (c->args->strict && !same_status(c, offset, &a, &b)) {
-            print_unless_quiet(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", offset);
-            return STATUS_DIFFERENT;
+    for (int i = 0; i < 2; i++) {
+        status[i] = (struct blk_status){ .zero = true, .length = c->end - offset };
+        if (offset >= c->size[i])
+            continue;
+        int ret = blk_co_status(blk_front_node(c->front[i]), NULL, offset, c->size[i] - offset, &status[i]);
+        if (ret < 0) {
+            note(c, &(struct finding){ .offset = offset, .status = STATUS_NO_STATUS, .which = i, .error = ret });
+            return -1;
         }
-        if (!reads_zero(&a) || !reads_zero(&b)) {
-            length = MIN(length, (uint64_t)BUFFER);
-            if (!reads_zero(&a) && !reads_zero(&b))
-                status = co_expect_same(c, offset, length);
-            else
-                status = co_expect_zeroes(c, reads_zero(&a) ? 1 : 0, offset, length);
-        }
-        if (status)
-            return status;
-        progress_update(offset + length, c->total);
     }
-    return STATUS_SAME;
+    if (c->args->strict && offset < c->common && !same_status(c, offset, &status[0], &status[1])) {
+        note(c, &(struct finding){ .offset = offset, .status = STATUS_DIFFERENT, .allocation = true });
+        return -1;
+    }
+    return 0;
 }
 
-/* What the longer image has beyond the end of the other. */
-static coroutine_fn int co_compare_rest(struct comparison *c, int which, uint64_t offset)
+static uint64_t shorter(const struct blk_status *status, uint64_t left)
 {
-    print_unless_quiet(c, "Warning: Image size mismatch!\n");
-    for (uint64_t length; offset < c->total; offset += length) {
-        struct blk_status status;
-        int ret = co_status(c, which, offset, &status);
-        if (ret)
-            return ret;
-        length = status.length;
-        if (!reads_zero(&status)) {
-            length = MIN(length, (uint64_t)BUFFER);
-            ret = co_expect_zeroes(c, which, offset, length);
-            if (ret)
-                return ret;
-        }
-        progress_update(offset + length, c->total);
+    uint64_t length = MIN(status[0].length, status[1].length);
+
+    return MIN(length, left);
+}
+
+static coroutine_fn void co_take(struct comparison *c, struct part *part)
+{
+    struct blk_status status[2];
+
+    co_mutex_lock(&c->lock);
+    *part = (struct part){ .offset = c->next };
+    if (c->next < MIN(c->end, c->found.offset) && co_look_up(c, c->next, status) == 0) {
+        part->length = shorter(status, c->end - c->next);
+        part->zero[0] = reads_zero(&status[0]);
+        part->zero[1] = reads_zero(&status[1]);
+        if (!part->zero[0] || !part->zero[1])
+            part->length = MIN(part->length, (uint64_t)BUFFER);
+        c->next += part->length;
     }
-    return STATUS_SAME;
+    co_mutex_unlock(&c->lock);
+}
+
+/* ---- content ---- */
+
+/* The offset of the first sector of a that differs from b (or, b NULL, is not all zeroes); length if there is
+ * none. */
+static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t length)
+{
+    static const uint8_t zeroes[SECTOR];
+    if (b ? memcmp(a, b, length) == 0 : buffer_is_zero(a, length))
+        return length;
+    for (uint64_t at = 0; at < length; at += SECTOR) {
+        size_t size = (size_t)MIN((uint64_t)SECTOR, length - at);
+        if (memcmp(a + at, b ? b + at : zeroes, size) != 0)
+            return at;
+    }
+    return length;
+}
+
+/* The images' data; zeroes need not be read. */
+static coroutine_fn struct finding co_compare_part(struct comparison *c, const struct part *part,
+                                                   uint8_t *const *buffer)
+{
+    struct finding finding = { .offset = UINT64_MAX };
+    for (int i = 0; i < 2; i++) {
+        int ret = part->zero[i] ? 0 : blk_front_co_read(c->front[i], part->offset, buffer[i], part->length);
+        if (ret < 0)
+            return (struct finding){ .offset = part->offset, .status = STATUS_NO_DATA, .which = i, .error = ret };
+    }
+    const uint8_t *data = part->zero[0] ? buffer[1] : buffer[0];
+    uint64_t at = part->length;
+    if (!part->zero[0] || !part->zero[1])
+        at = first_difference(data, part->zero[0] || part->zero[1] ? NULL : buffer[1], part->length);
+    if (at < part->length)
+        finding = (struct finding){ .offset = part->offset + at, .status = STATUS_DIFFERENT };
+    return finding;
+}
+
+static coroutine_fn int co_work(struct comparison *c, uint8_t *const *buffer)
+{
+    struct part part;
+
+    for (;;) {
+        co_take(c, &part);
+        if (!part.length)
+            return 0;
+        struct finding finding = co_compare_part(c, &part, buffer);
+        co_mutex_lock(&c->lock);
+        note(c, &finding);
+        c->done += part.length;
+        if (finding.offset == UINT64_MAX)
+            progress_update(c->done, c->total);
+        co_mutex_unlock(&c->lock);
+    }
+}
+
+static coroutine_fn int co_worker(void *arg, size_t number)
+{
+    struct comparison *c = arg;
+    uint8_t *buffer[2];
+    int ret;
+
+    (void)number;
+    for (int i = 0; i < 2; i++)
+        buffer[i] = blk_buffer_alloc(blk_front_node(c->front[i]), BUFFER);
+    ret = buffer[0] && buffer[1] ? co_work(c, buffer) : -ENOMEM;
+    free(buffer[0]);
+    free(buffer[1]);
+    return ret;
+}
+
+/* From where it has come to; what is little is compared before others have begun. */
+static coroutine_fn int co_compare_until(struct comparison *c, uint64_t end)
+{
+    c->end = end;
+    return end - c->next <= SPREAD_MIN ? co_crew(1, 1, co_worker, c) : co_crew_spread(WORKERS, WORKERS, co_worker, c);
+}
+
+/* ---- the result ---- */
+
+static int tell(const struct comparison *c)
+{
+    const struct finding *found = &c->found;
+    const char *name = c->args->filename[found->which];
+
+    if (found->offset == UINT64_MAX)
+        print_unless_quiet(c, "Images are identical.\n");
+    else if (found->status == STATUS_NO_STATUS)
+        error_report("Sector allocation test failed for %s", name);
+    else if (found->status == STATUS_NO_DATA)
+        error_report("Error while reading offset %" PRIu64 " of %s: %s", found->offset, name, strerror(-found->error));
+    else if (found->allocation)
+        print_unless_quiet(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", found->offset);
+    else
+        print_unless_quiet(c, "Content mismatch at offset %" PRIu64 "!\n", found->offset);
+    return found->status;
 }
 
 static coroutine_fn int co_compare(struct comparison *c)
 {
-    uint64_t size[2] = { blk_front_size(c->front[0]), blk_front_size(c->front[1]) };
-    c->total = MAX(size[0], size[1]);
+    for (int i = 0; i < 2; i++)
+        c->size[i] = blk_front_size(c->front[i]);
+    c->common = MIN(c->size[0], c->size[1]);
+    c->total = MAX(c->size[0], c->size[1]);
+    c->found.offset = UINT64_MAX;
     progress_start(c->args->progress, 2.0);
-    if (c->args->strict && size[0] != size[1]) {
+    if (c->args->strict && c->size[0] != c->size[1]) {
         print_unless_quiet(c, "Strict mode: Image size mismatch!\n");
         return STATUS_DIFFERENT;
     }
-    int status = co_compare_common(c, MIN(size[0], size[1]));
-    if (!status && size[0] != size[1])
-        status = co_compare_rest(c, size[0] > size[1] ? 0 : 1, MIN(size[0], size[1]));
-    if (!status)
-        print_unless_quiet(c, "Images are identical.\n");
-    return status;
+    co_mutex_init(&c->lock);
+    int ret = co_compare_until(c, c->common);
+    if (ret == 0 && c->found.offset == UINT64_MAX && c->size[0] != c->size[1]) {
+        print_unless_quiet(c, "Warning: Image size mismatch!\n");
+        ret = co_compare_until(c, c->total);
+    }
+    co_mutex_finish(&c->lock);
+    if (ret < 0) {
+        error_report("Out of memory");
+        return STATUS_NO_DATA;
+    }
+    return tell(c);
 }
 
 /* -1 to go on, else the exit status. */
@@ -228,19 +301,12 @@ static coroutine_fn int co_run_compare(int argc, char **argv)
         c.front[i] = image_co_open(args.filename[i], &args.source[i]);
         if (!c.front[i])
             goto out;
-        c.buffer[i] = blk_buffer_alloc(blk_front_node(c.front[i]), BUFFER);
-        if (!c.buffer[i]) {
-            error_report("Out of memory");
-            goto out;
-        }
     }
     status = co_compare(&c);
     progress_end();
 out:
-    for (int i = 0; i < 2; i++) {
-        free(c.buffer[i]);
+    for (int i = 0; i < 2; i++)
         image_co_close(c.front[i]);
-    }
     return status;
 }
 

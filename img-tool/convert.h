@@ -33,15 +33,15 @@ struct convert {
     unsigned workers;
     struct rate rate;
 
-    /* convert_copy.c's; main loop only */
+    /* convert_copy.c's, under `lock`, which is held across look-ups of block status */
     uint64_t next;            /* where the next chunk begins */
     uint64_t written;         /* all before is in the target (in-order writing) */
     uint64_t done, to_do;     /* for progress */
     struct blk_status status; /* of [status_start, status_start + status.length) */
     uint64_t status_start;
-    struct co_mutex lock; /* next, status: held across look-ups */
-    struct co_cond turn;  /* written has moved, or ret is set */
-    int ret;              /* the first error */
+    struct co_mutex lock;
+    struct co_cond turn; /* written has moved, or ret is set */
+    atomic_int ret;      /* the first error; read without the lock too */
 };
 
 /* Copies everything; 0 or a negative errno after reporting. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The copying of convert: several coroutines each take the next chunk of the source by block status, read it, look
- * for runs of zeroes, and write it.
+ * The copying of convert: several coroutines, on a loop a processor, each take the next chunk of the source by block
+ * status, read it, look for runs of zeroes, and write it.
  *
  * A chunk lies within one extent of one source, but for what shares a compressed cluster. Chunks are taken in order
  * under `lock`; writes wait for their turn unless -W. The first error stops all: nobody takes a chunk or a turn
@@ -17,6 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Less than this is copied on one loop. */
+#define SPREAD_MIN ((uint64_t)4 * CONVERT_BUFFER)
+
 enum chunk_kind { CHUNK_SKIP, CHUNK_ZERO, CHUNK_DATA };
 
 struct chunk {
@@ -24,11 +27,13 @@ struct chunk {
     uint64_t offset, length; /* in the target */
 };
 
-static void fail(struct convert *c, int ret)
+static coroutine_fn void co_fail(struct convert *c, int ret)
 {
+    co_mutex_lock(&c->lock);
     if (c->ret == 0)
         c->ret = ret;
     co_cond_broadcast(&c->turn);
+    co_mutex_unlock(&c->lock);
 }
 
 static const struct convert_source *source_at(const struct convert *c, uint64_t offset)
@@ -263,22 +268,31 @@ static void count_chunk(struct convert *c, const struct chunk *chunk)
     }
 }
 
+/* Until all before the chunk is written, if that matters. */
+static coroutine_fn int co_wait_turn(struct convert *c, const struct chunk *chunk)
+{
+    co_mutex_lock(&c->lock);
+    while (!c->out_of_order && c->written != chunk->offset && c->ret == 0)
+        co_cond_wait(&c->turn, &c->lock);
+    co_mutex_unlock(&c->lock);
+    return c->ret;
+}
+
 static coroutine_fn int co_copy_chunk(struct convert *c, const struct chunk *chunk, uint8_t *buffer)
 {
     int ret = co_read_chunk(c, chunk, buffer);
+    if (ret == 0)
+        ret = co_wait_turn(c, chunk);
+    if (ret == 0)
+        ret = co_write_chunk(c, chunk, buffer);
     if (ret < 0)
         return ret;
-    while (!c->out_of_order && c->written != chunk->offset && c->ret == 0)
-        co_cond_wait(&c->turn, NULL);
-    if (c->ret < 0)
-        return c->ret;
-    ret = co_write_chunk(c, chunk, buffer);
-    if (ret < 0)
-        return ret;
+    co_mutex_lock(&c->lock);
     c->written = chunk->offset + chunk->length;
     if (!c->out_of_order)
         co_cond_broadcast(&c->turn);
     count_chunk(c, chunk);
+    co_mutex_unlock(&c->lock);
     co_keep_rate(c, chunk);
     return 0;
 }
@@ -299,7 +313,7 @@ static coroutine_fn int co_worker(void *arg, size_t number)
         ret = co_copy_chunk(c, &chunk, buffer);
     }
     if (ret < 0)
-        fail(c, ret);
+        co_fail(c, ret);
     free(buffer);
     return ret;
 }
@@ -311,7 +325,11 @@ coroutine_fn int convert_co_copy(struct convert *c)
         return ret;
     co_mutex_init(&c->lock);
     co_cond_init(&c->turn);
-    co_crew(c->workers, c->workers, co_worker, c);
+    /* A limited speed is one loop's to keep; and what is little is copied before others have begun. */
+    if (c->rate.limit || c->to_do <= SPREAD_MIN)
+        co_crew(c->workers, c->workers, co_worker, c);
+    else
+        co_crew_spread(c->workers, c->workers, co_worker, c);
     co_cond_finish(&c->turn);
     co_mutex_finish(&c->lock);
     return c->ret;

@@ -9,3 +9,7 @@
  * the first error no more are begun; returns it when the last has ended. */
 coroutine_fn int co_crew(size_t count, unsigned workers, coroutine_fn int (*co_one)(void *arg, size_t index),
                          void *arg);
+/* The same on several loops, one a processor: the caller's and others that last as long as the call. co_one is called
+ * on any of them, by several at once. */
+coroutine_fn int co_crew_spread(size_t count, unsigned workers, coroutine_fn int (*co_one)(void *arg, size_t index),
+                                void *arg);
