@@ -186,6 +186,17 @@ coroutine_fn struct blk_node *blk_co_insert_filter(struct blk_node *below, const
     return filter;
 }
 
+coroutine_fn struct blk_node *blk_co_copy_on_read(struct blk_node *node, struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    opts_set(opts, "driver", "copy-on-read");
+    struct blk_node *filter = blk_co_insert_filter(node, opts, errp);
+    opts_free(opts);
+    blk_co_node_unref(node);
+    return filter;
+}
+
 coroutine_fn int blk_co_remove_filter(struct blk_node *filter, struct error **errp)
 {
     if (!(filter->driver->flags & BLK_DRIVER_FILTER))

@@ -10,9 +10,8 @@
 
 struct img_command {
     const char *name;
-    const char *usage;   /* options and operands */
-    const char *help;    /* a few lines about what it does, for `img-tool NAME --help` */
-    const char *missing; /* which of the options in usage are refused for now: "-c, -l"; NULL: none */
+    const char *usage; /* options and operands */
+    const char *help;  /* a few lines about what it does, for `img-tool NAME --help` */
     /* Runs in a coroutine on the main loop; argv[0] is the command's name. Returns the exit status. Has reported its
      * errors. */
     coroutine_fn int (*co_run)(int argc, char **argv);

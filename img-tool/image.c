@@ -50,7 +50,7 @@ static coroutine_fn struct blk_node *co_open_node(const char *name, const struct
     else if (ret == 0)
         node = blk_co_open(filename, opts, source->flags, errp);
     opts_free(opts);
-    return node;
+    return node && source->copy_on_read ? blk_co_copy_on_read(node, errp) : node;
 }
 
 coroutine_fn struct blk_front *image_co_try_open(const char *name, const struct image_source *source,

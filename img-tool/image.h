@@ -11,6 +11,7 @@ struct image_source {
     bool force_share;    /* -U */
     bool no_share;       /* nobody may write meanwhile, whatever the format */
     bool temporary;      /* what is written is gone when it is closed; the image is only read */
+    bool copy_on_read;   /* what is read of its backing files is copied into it */
     bool no_write_cache; /* from the cache mode: writes are durable when done */
     unsigned flags;      /* BLK_O_* */
 };

@@ -120,8 +120,6 @@ int img_command_help(const char *name)
     printf("usage: %s%s%s %s\n", error_program(), io ? "" : " ", io ? "" : name, command->usage);
     if (command->help)
         printf("%s\n", command->help);
-    if (command->missing)
-        printf("Refused for now: %s.\n", command->missing);
     return 0;
 }
 

@@ -23,6 +23,7 @@ struct drive {
     struct blk_front *front;
     bool write_cache, virtio;
     bool temporary; /* snapshot=on */
+    bool copy_on_read;
     char *serial, *werror, *rerror;
     struct list link;
 };
@@ -52,7 +53,10 @@ static const struct opt_desc drive_options[] = {
     { .name = "index", .type = OPT_NUMBER, .help = "accepted; drives are numbered in their order" },
     { .name = "readonly", .type = OPT_BOOL, .help = "as read-only" },
     { .name = "snapshot", .type = OPT_BOOL, .def = "off", .help = "writes go to a file that is gone at the end" },
-    { .name = "copy-on-read", .type = OPT_BOOL, .def = "off", .help = "off" },
+    { .name = "copy-on-read",
+      .type = OPT_BOOL,
+      .def = "off",
+      .help = "copies what is read of backing files into the image" },
     { .name = "serial", .type = OPT_STRING, .help = "serial number" },
     { .name = "werror", .type = OPT_STRING, .help = "on a write error: report, ignore, stop, enospc" },
     { .name = "rerror", .type = OPT_STRING, .help = "on a read error: report, ignore, stop" },
@@ -172,8 +176,7 @@ static int take_words(struct drive *drive, struct opts *opts, unsigned *flags, s
     if (medium != 0)
         return error_set(errp, -ENOTSUP, "media=cdrom is not supported yet");
     drive->temporary = snapshot;
-    if (copy_on_read)
-        return error_set(errp, -ENOTSUP, "copy-on-read=on is not supported yet");
+    drive->copy_on_read = copy_on_read;
     if (blk_cache_mode_parse(cache, flags, &drive->write_cache) < 0)
         return error_set(errp, -EINVAL, "invalid cache option");
     given = opts_bool(opts, drive_options, "cache.writeback", &drive->write_cache, errp);
@@ -237,6 +240,10 @@ static coroutine_fn int co_open_drive(const struct config_item *item, struct err
         leave_node_options(opts);
         drive->node = drive->temporary ? blk_co_open_temporary(file, opts, flags, "qcow2", errp)
                                        : blk_co_open(file, opts, flags, errp);
+        err = drive->node ? 0 : -EIO;
+    }
+    if (!err && drive->copy_on_read) {
+        drive->node = blk_co_copy_on_read(drive->node, errp);
         err = drive->node ? 0 : -EIO;
     }
     free(file);

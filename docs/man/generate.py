@@ -108,13 +108,6 @@ def img_tool_commands(programs):
             ".Pp",
             *(literal(line.strip()) if line.strip() else ".Pp" for line in body),
         ]
-    missing = re.search(r"^Refused for now: (.*)", output(programs["img-tool"], "--help"), flags=re.M)
-    if missing:
-        result += [
-            ".Ss Commands to come",
-            "These of qemu\\-img are refused for now:",
-            *(f".Cm {name} {',' if comma else '.'}" for name, comma in re.findall(r"([a-z]+)(,?)", missing.group(1))),
-        ]
     return result
 
 

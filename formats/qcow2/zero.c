@@ -365,7 +365,9 @@ coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, u
     struct qcow2 *s = node->state;
     uint64_t end = offset + length;
     uint64_t first = align_up(offset, qcow2_sub_size(s)), last = end_of_whole(s, end, qcow2_sub_size(s));
-    enum qcow2_clear how = flags & BLK_REQ_MAY_UNMAP ? QCOW2_CLEAR_ZERO_UNMAP : QCOW2_CLEAR_ZERO;
+    enum qcow2_clear how = flags & BLK_REQ_ABSENT_ONLY ? QCOW2_CLEAR_ABSENT
+                           : flags & BLK_REQ_MAY_UNMAP ? QCOW2_CLEAR_ZERO_UNMAP
+                                                       : QCOW2_CLEAR_ZERO;
     int ret;
 
     if (s->header.version < 3 && node->backing)

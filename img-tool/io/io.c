@@ -191,7 +191,6 @@ static bool parse_value(int option, struct io_args *args)
     case 'd': return io_discard_arg(&args->source, optarg);
     case 'n': return io_cache_arg(&args->source, "none");
     case OPTION_OBJECT: return image_object_arg(optarg);
-    case 'C': error_report("Copy on read is not supported yet"); return false;
     default: fprintf(stderr, "Try '%s --help' for more information\n", error_program()); return false;
     }
 }
@@ -227,6 +226,7 @@ static int parse(int argc, char **argv, struct io_args *args)
         case 'f': args->source.format = optarg; break;
         case 'r': args->source.flags &= ~(unsigned)BLK_O_RDWR; break;
         case 's': args->source.temporary = true; break;
+        case 'C': args->source.copy_on_read = true; break;
         case 'm': args->misalign = true; break;
         case 'k': break; /* native AIO: what we do anyway */
         case 'T': break; /* trace points are USDT probes here: nothing to switch on */
@@ -295,7 +295,6 @@ static struct img_command io = {
     .usage =
         "[--object OBJECT] [--image-opts] [-c COMMAND]... [-f FMT] [-r] [-s] [-n] [-C] [-m] [-k] [-i AIO] [-t CACHE] "
         "[-d DISCARD] [-U] [FILE]",
-    .missing = "-C",
     .help =
         "Reads, writes and examines an image by commands, from -c or line by line from standard input. -r opens it "
         "read-only,\n"

@@ -132,7 +132,7 @@ static int parse_open(int argc, char **argv, struct image_source *source, struct
         case 'U': source->force_share = true; break;
         case 'o': good = io_options_arg(options, optarg); break;
         case 's': source->temporary = true; break;
-        case 'C': error_report("Copy on read is not supported yet"); return -ENOTSUP;
+        case 'C': source->copy_on_read = true; break;
         default: return io_usage("open");
         }
         if (!good)

@@ -17,6 +17,9 @@ coroutine_fn struct blk_node *blk_co_open(const char *filename, const struct opt
  * gone with the node. */
 coroutine_fn struct blk_node *blk_co_open_temporary(const char *filename, struct opts *opts, unsigned flags,
                                                     const char *format, struct error **errp);
+/* The node, whose reference it takes over, with a filter on top that copies what is read of its backing images into it;
+ * NULL and *errp if it cannot be written. */
+coroutine_fn struct blk_node *blk_co_copy_on_read(struct blk_node *node, struct error **errp);
 /* An open node by its node-name, or NULL; adds no reference. */
 struct blk_node *blk_node_find(const char *name);
 struct blk_node *blk_node_ref(struct blk_node *node);
