@@ -74,6 +74,23 @@ static void collect(const char *key, const char *value, void *arg)
 
 /* ---- plain names ---- */
 
+static char *plain_name(const struct blk_node *node);
+
+/* Those of its children, in order; NULL if one has none. */
+static char *plain_names_below(const struct blk_node *node)
+{
+    const struct blk_child *child;
+    char *names = NULL;
+
+    list_for_each(child, &node->children, in_parent) {
+        AUTO_FREE char *name = plain_name(child->node), *before = names;
+        names = !name ? NULL : before ? xasprintf("%s:%s", before, name) : xstrdup(name);
+        if (!names)
+            return NULL;
+    }
+    return names ? names : xstrdup("");
+}
+
 /* A name that opens the image again; NULL if there is none. Depth is that of the graph. The caller frees it. */
 static char *plain_name(const struct blk_node *node)
 {
@@ -84,7 +101,7 @@ static char *plain_name(const struct blk_node *node)
     if (content.more)
         return NULL;
     if (driver->name_prefix) {
-        AUTO_FREE char *below = node->file ? plain_name(node->file) : xstrdup("");
+        AUTO_FREE char *below = plain_names_below(node);
         return below ? xasprintf("%s%s", driver->name_prefix, below) : NULL;
     }
     if (driver->flags & BLK_DRIVER_PROTOCOL)
@@ -97,10 +114,11 @@ static char *plain_name(const struct blk_node *node)
 /* ---- json:{…} ---- */
 
 /* As QEMU orders keys; those that are not here come last. */
-static const char *const key_order[] = { "opt-write-zero", "max-write-zero", "image",       "max-transfer",
-                                         "offset",         "read-zeroes",    "log",         "log-sector-size",
-                                         "driver",         "opt-discard",    "max-discard", "align",
-                                         "log-append",     "size",           "file",        "filename" };
+static const char *const key_order[] = { "children",        "opt-write-zero", "max-write-zero", "image",
+                                         "max-transfer",    "offset",         "read-zeroes",    "log",
+                                         "log-sector-size", "driver",         "opt-discard",    "max-discard",
+                                         "align",           "log-append",     "size",           "file",
+                                         "filename" };
 
 static json_t *ordered(json_t *object)
 {
@@ -116,6 +134,18 @@ static json_t *ordered(json_t *object)
     return result;
 }
 
+/* Children that are told apart by number alone. */
+static json_t *list_in(json_t *object)
+{
+    json_t *list = json_object_get(object, "children");
+
+    if (!list) {
+        list = json_array();
+        json_object_set_new(object, "children", list);
+    }
+    return list;
+}
+
 static json_t *to_json(const struct blk_node *node)
 {
     struct content content = { .node = node, .object = json_object() };
@@ -124,7 +154,9 @@ static json_t *to_json(const struct blk_node *node)
     json_object_set_new(content.object, "driver", json_string(node->driver->name));
     opts_each(node->options, collect, &content);
     list_for_each(child, &node->children, in_parent) {
-        if (strcmp(child->role, "backing") != 0) /* the image says it itself */
+        if (strncmp(child->role, "children.", 9) == 0)
+            json_array_append_new(list_in(content.object), to_json(child->node));
+        else if (strcmp(child->role, "backing") != 0) /* the image says it itself */
             json_object_set_new(content.object, child->role, to_json(child->node));
     }
     return ordered(content.object);

@@ -491,6 +491,13 @@ static int refuse_loops(struct blk_node *parent, const char *filename, struct er
     return 0;
 }
 
+/* Is the child in this role an image, whose format is looked for if nobody names it? Others are what an image lies in.
+ * */
+static bool is_image(const char *role)
+{
+    return strcmp(role, "backing") == 0 || strcmp(role, "test") == 0 || strncmp(role, "children.", 9) == 0;
+}
+
 coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, struct opts *opts, const char *filename,
                                    unsigned flags, bool optional, struct error **errp)
 {
@@ -498,7 +505,7 @@ coroutine_fn int blk_co_open_child(struct blk_node *parent, const char *role, st
     char *reference = take_name(opts, role);
     struct blk_node *node = NULL;
     int ret = -EINVAL;
-    bool want_protocol = strcmp(role, "backing") != 0;
+    bool want_protocol = !is_image(role);
 
     if (!want_protocol && !blk_node_writable(parent)) /* nor is it, if its file could only be opened read-only */
         flags &= ~(unsigned)BLK_O_RDWR;
