@@ -245,9 +245,9 @@ static int check_new(struct blk_node *image, const char *name, uint64_t granular
 
 static uint64_t usual_granularity(const struct blk_node *image)
 {
-    uint64_t cluster = image->limits.opt_io;
+    uint64_t cluster = image->limits.opt_io, least = MAX(cluster, (uint64_t)USUAL_MIN);
 
-    return cluster ? MIN(MAX(cluster, (uint64_t)USUAL_MIN), (uint64_t)USUAL_MAX) : USUAL_MAX;
+    return cluster ? MIN(least, (uint64_t)USUAL_MAX) : USUAL_MAX;
 }
 
 coroutine_fn struct blk_bitmap *blk_co_bitmap_add(struct blk_node *node, const char *name, uint64_t granularity,

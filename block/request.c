@@ -248,6 +248,11 @@ static coroutine_fn int co_zeroes_piece(struct blk_node *node, uint64_t offset, 
     int ret;
 
     blk_walk(node, BLK_OP_WRITE_ZEROES, flags, offset, *length, &t);
+    if (t.kind == BLK_DATA && (flags & BLK_REQ_ABSENT_ONLY)) {
+        *length = t.length; /* there already */
+        epoch_exit(token);
+        return 0;
+    }
     if (t.kind == BLK_DATA) {
         piece_limit_zeroes(&t);
         *length = t.length;
@@ -269,7 +274,7 @@ static coroutine_fn int co_zeroes_piece(struct blk_node *node, uint64_t offset, 
         ret = t.node->driver->co_write_zeroes ? t.node->driver->co_write_zeroes(t.node, t.offset, t.asked_length, flags)
                                               : -ENOTSUP;
     }
-    if ((ret == -ENOTSUP || ret == -EOPNOTSUPP) && !(flags & BLK_REQ_NO_FALLBACK))
+    if ((ret == -ENOTSUP || ret == -EOPNOTSUPP) && !(flags & (BLK_REQ_NO_FALLBACK | BLK_REQ_ABSENT_ONLY)))
         ret = co_write_zero_buffers(node, offset, *length, flags);
     return ret;
 }

@@ -94,11 +94,14 @@ struct clear_range {
     uint32_t first, count;   /* entries */
 };
 
-static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset, uint64_t length)
+static struct clear_range range_in_slice(const struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how)
 {
     uint64_t slice_bytes = UINT64_C(1) << s->slice_shift;
     struct clear_range r = { .offset = offset, .length = MIN(length, slice_bytes - (offset & (slice_bytes - 1))) };
 
+    /* The raw data file is zeroed along with the range: that is one that changes as a whole. */
+    if (how == QCOW2_CLEAR_ABSENT && qcow2_data_is_raw(s))
+        r.length = MIN(r.length, qcow2_sub_size(s));
     r.first = qcow2_slice_index(s, offset);
     r.count = (uint32_t)(((offset + r.length - 1) >> s->cluster_bits) - (offset >> s->cluster_bits) + 1);
     return r;
@@ -211,7 +214,7 @@ static coroutine_fn int co_clear_external(struct qcow2 *s, const struct clear_ra
 static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_t length, enum qcow2_clear how,
                                        uint64_t *step)
 {
-    struct clear_range r = range_in_slice(s, offset, length);
+    struct clear_range r = range_in_slice(s, offset, length, how);
     struct qcow2_inflight inflight;
     struct qcow2_slice *slice;
 
@@ -325,6 +328,8 @@ static coroutine_fn int co_zero_part(struct qcow2 *s, uint64_t offset, uint64_t 
     }
     if (ret < 0 || kind == QCOW2_ZERO_PLAIN || kind == QCOW2_ZERO_ALLOCATED)
         return ret;
+    if ((flags & BLK_REQ_ABSENT_ONLY) && kind != QCOW2_UNALLOCATED)
+        return 0;
     return flags & BLK_REQ_NO_FALLBACK ? -ENOTSUP : co_write_zero_data(s, offset, length);
 }
 
@@ -337,7 +342,7 @@ static coroutine_fn int co_zero_subclusters(struct qcow2 *s, uint64_t offset, ui
 
     if (ret < 0 || length == 0)
         return ret;
-    if (kind != QCOW2_IS_COMPRESSED)
+    if (kind != QCOW2_IS_COMPRESSED || how == QCOW2_CLEAR_ABSENT)
         return qcow2_co_clear(s, offset, length, how);
     return flags & BLK_REQ_NO_FALLBACK ? -ENOTSUP : co_write_zero_data(s, offset, length);
 }
@@ -372,6 +377,8 @@ coroutine_fn int qcow2_co_write_zeroes(struct blk_node *node, uint64_t offset, u
 
     if (s->header.version < 3 && node->backing)
         return -ENOTSUP;
+    if (flags & BLK_REQ_ABSENT_ONLY) /* data in place of zeroes would be written over what is there */
+        flags |= BLK_REQ_NO_FALLBACK;
     if (first > last || (first == last && end <= first)) {
         ret = co_zero_part(s, offset, length, flags);
     } else {

@@ -183,6 +183,31 @@ TEST_CO(only_absent_clusters_are_written)
     return 0;
 }
 
+TEST_CO(only_absent_clusters_are_zeroed)
+{
+    struct disk d;
+
+    co_disk_begin(&d);
+    struct writer w = { .d = &d, .offset = 2 * CLUSTER + 512, .length = 1024 };
+    co_writer(&w);
+    assert_int_equal(blk_co_write_zeroes(d.node, CLUSTER + 512, 4 * CLUSTER - 512, BLK_REQ_ABSENT_ONLY), -ENOTSUP);
+    assert_false(co_is_there(&d, 3 * CLUSTER));
+    assert_int_equal(blk_co_write_zeroes(d.node, CLUSTER, 4 * CLUSTER, BLK_REQ_ABSENT_ONLY | BLK_REQ_MAY_UNMAP), 0);
+    for (unsigned i = 1; i < 5; i++) {
+        assert_true(co_is_there(&d, i * CLUSTER));
+        if (i != 2)
+            memset(d.expected + i * CLUSTER, 0, CLUSTER);
+    }
+    /* A part of a cluster that is there. */
+    assert_int_equal(blk_co_write_zeroes(d.node, 2 * CLUSTER, 1024, BLK_REQ_ABSENT_ONLY), 0);
+    /* A file has all of itself. */
+    uint64_t zeroes = memory_node(d.file)->zeroes;
+    assert_int_equal(blk_co_write_zeroes(d.file, 0, 512, BLK_REQ_ABSENT_ONLY), 0);
+    assert_int_equal(memory_node(d.file)->zeroes, zeroes);
+    co_disk_end(&d);
+    return 0;
+}
+
 struct absent_writer {
     struct disk *d;
     bool done;
@@ -232,6 +257,7 @@ int main(void)
         LOOP_TEST(a_side_that_cannot_be_read_fails_the_write),
         LOOP_TEST(each_waiter_gets_its_turn),
         LOOP_TEST(only_absent_clusters_are_written),
+        LOOP_TEST(only_absent_clusters_are_zeroed),
         LOOP_TEST(a_write_of_the_guest_stays),
     };
 
