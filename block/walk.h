@@ -27,7 +27,7 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
 
     target->flags = 0;
     for (;;) {
-        if (unlikely(atomic_load_explicit(&node->recording, memory_order_relaxed)) && blk_is_change(op) &&
+        if (blk_is_change(op) && unlikely(atomic_load_explicit(&node->recording, memory_order_relaxed)) &&
             !(flags & BLK_REQ_ABSENT_ONLY))
             blk_bitmaps_record(node, offset, length);
         if (!node->driver->map) {
