@@ -19,16 +19,18 @@ static coroutine_fn void co_create(struct blk_node *file, bool raw)
 {
     struct opts *opts = opts_new();
     struct blk_create create = { .options = opts, .size = MIB, .file = file };
-    const char *folder = getenv("TMPDIR");
-    char *path = xasprintf("%s/qcow2-data-file.%d", folder ? folder : "/tmp", (int)getpid());
+    char path[PATH_MAX];
 
+    test_template(path, false);
+    int fd = mkostemp(path, O_CLOEXEC);
+    assert_true(fd >= 0);
+    close(fd);
     opts_set(opts, "cluster_size", "4096");
     opts_set(opts, "data_file", path);
     opts_set(opts, "data_file_raw", raw ? "on" : "off");
     assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
     assert_int_equal(unlink(path), 0); /* another takes its place */
     opts_free(opts);
-    free(path);
 }
 
 static coroutine_fn void co_disk_begin(struct disk *d, bool raw, unsigned flags)
