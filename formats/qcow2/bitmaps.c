@@ -292,7 +292,7 @@ static coroutine_fn void co_free(struct qcow2 *s, uint64_t offset, uint64_t byte
     if (offset == 0 || bytes == 0)
         return;
     co_mutex_lock(&s->lock);
-    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), false);
+    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), QCOW2_FREED_BY_OTHER);
     co_mutex_unlock(&s->lock);
 }
 

@@ -310,7 +310,7 @@ static void settle_freed(struct qcow2 *s, struct commit *c, bool ok)
     }
     for (size_t i = 0; i < limbo->freed.count; i++)
         qcow2_freed_add(&s->freed, limbo->freed.extents[i].cluster, limbo->freed.extents[i].count,
-                        limbo->freed.extents[i].discard);
+                        limbo->freed.extents[i].by);
     free(limbo->freed.extents);
     free(limbo);
 }

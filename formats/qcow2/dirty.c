@@ -50,12 +50,11 @@ coroutine_fn int qcow2_co_clear_dirty_bit(struct qcow2 *s)
 
 /* ---- freed clusters ---- */
 
-void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, bool discard)
+void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, enum qcow2_freed_by by)
 {
     struct qcow2_extent *last = freed->count ? &freed->extents[freed->count - 1] : NULL;
 
-    if (last && last->discard == discard && last->cluster + last->count == cluster &&
-        last->count + count <= UINT32_MAX) {
+    if (last && last->by == by && last->cluster + last->count == cluster && last->count + count <= UINT32_MAX) {
         last->count += (uint32_t)count;
         return;
     }
@@ -63,17 +62,17 @@ void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count
         freed->capacity = freed->capacity ? freed->capacity * 2 : 16;
         freed->extents = xrealloc(freed->extents, freed->capacity * sizeof(*freed->extents));
     }
-    freed->extents[freed->count++] = (struct qcow2_extent){ cluster, (uint32_t)count, discard };
+    freed->extents[freed->count++] = (struct qcow2_extent){ cluster, (uint32_t)count, by };
 }
 
-void qcow2_free_clusters(struct qcow2 *s, uint64_t cluster, uint64_t count, bool discard)
+void qcow2_free_clusters(struct qcow2 *s, uint64_t cluster, uint64_t count, enum qcow2_freed_by by)
 {
-    qcow2_freed_add(&s->freed, cluster, count, discard);
+    qcow2_freed_add(&s->freed, cluster, count, by);
     s->freeing += count;
     qcow2_note_dirty(s);
 }
 
-void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry, bool discard)
+void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry, enum qcow2_freed_by by)
 {
     uint64_t offset = qcow2_entry_host(entry), length = s->cluster_size;
 
@@ -86,7 +85,7 @@ void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry, bool discard)
     default: break;
     }
     uint64_t first = offset >> s->cluster_bits, last = (offset + length - 1) >> s->cluster_bits;
-    qcow2_free_clusters(s, first, last - first + 1, discard);
+    qcow2_free_clusters(s, first, last - first + 1, by);
 }
 
 /* ---- in the background ---- */

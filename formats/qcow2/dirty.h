@@ -15,10 +15,11 @@ coroutine_fn int qcow2_co_clear_dirty_bit(struct qcow2 *s);
 /* Lock held: kicks a background commit when much is dirty, and arms the timer. */
 void qcow2_note_dirty(struct qcow2 *s);
 /* References to these clusters are gone from memory; free.c says what follows. Lock held. */
-void qcow2_free_clusters(struct qcow2 *s, uint64_t cluster, uint64_t count, bool discard);
-void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry, bool discard); /* what an L2 entry referred to */
+void qcow2_free_clusters(struct qcow2 *s, uint64_t cluster, uint64_t count, enum qcow2_freed_by by);
+void qcow2_free_entry(struct qcow2 *s, struct qcow2_entry entry,
+                      enum qcow2_freed_by by); /* what an L2 entry referred to */
 /* A list of extents, and nothing else: clusters that are on their way already. */
-void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, bool discard);
+void qcow2_freed_add(struct qcow2_freed *freed, uint64_t cluster, uint64_t count, enum qcow2_freed_by by);
 /* Is more dirty than writers may leave behind? Lock held. */
 bool qcow2_too_dirty(const struct qcow2 *s);
 /* Of the driver's table: a drained node starts no commit by itself. On the home loop. */

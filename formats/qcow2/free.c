@@ -38,7 +38,7 @@ static void merge(struct qcow2_freed *freed)
 
     qsort(freed->extents, freed->count, sizeof(*freed->extents), by_cluster);
     for (size_t i = 0; i < freed->count; i++)
-        qcow2_freed_add(&merged, freed->extents[i].cluster, freed->extents[i].count, true);
+        qcow2_freed_add(&merged, freed->extents[i].cluster, freed->extents[i].count, freed->extents[i].by);
     free(freed->extents);
     *freed = merged;
 }
@@ -59,9 +59,9 @@ static coroutine_fn int co_punch_one(void *arg, size_t index)
 }
 
 /* A refcount that could not be lowered is tried again with what is freed from now on: not a leak yet. */
-static void keep(struct qcow2 *s, uint64_t cluster, bool discard, int error)
+static void keep(struct qcow2 *s, uint64_t cluster, enum qcow2_freed_by by, int error)
 {
-    qcow2_freed_add(&s->freed, cluster, 1, discard);
+    qcow2_freed_add(&s->freed, cluster, 1, by);
     s->freeing++;
     s->reap_error = error;
 }
@@ -75,7 +75,7 @@ static coroutine_fn void co_forget_batch(struct qcow2 *s, const struct qcow2_fre
             int ret = qcow2_co_refcount_change(s, cluster, 0);
             qcow2_set_remove(&s->punch_set, cluster);
             if (ret < 0)
-                keep(s, cluster, true, ret);
+                keep(s, cluster, freed->extents[i].by, ret);
         }
     }
 }
@@ -126,7 +126,7 @@ static coroutine_fn void co_punch_all(struct qcow2 *s, bool wait)
 /* ---- the last reference ---- */
 
 /* Lowers one refcount. A cluster that the host gets back first keeps its last reference. */
-static coroutine_fn int co_release_one(struct qcow2 *s, uint64_t cluster, bool discard)
+static coroutine_fn int co_release_one(struct qcow2 *s, uint64_t cluster, enum qcow2_freed_by by)
 {
     uint64_t count = 0;
     int ret = qcow2_co_refcount(s, cluster, &count);
@@ -139,9 +139,9 @@ static coroutine_fn int co_release_one(struct qcow2 *s, uint64_t cluster, bool d
      * stays as it is: a leak at the worst. */
     if (qcow2_set_has(&s->punch_set, cluster) || qcow2_overlap(s, cluster << s->cluster_bits, s->cluster_size, 0))
         return 0;
-    if (!discard || qcow2_set_add(&s->punch_set, cluster) < 0)
+    if (!s->pass_discard[by] || qcow2_set_add(&s->punch_set, cluster) < 0)
         return qcow2_co_refcount_change(s, cluster, 0);
-    qcow2_freed_add(&s->to_punch, cluster, 1, true);
+    qcow2_freed_add(&s->to_punch, cluster, 1, by);
     qcow2_bytes_forget(s, cluster);
     return 0;
 }
@@ -153,9 +153,9 @@ static coroutine_fn void co_release(struct qcow2 *s, const struct qcow2_freed *f
     for (size_t i = 0; i < freed->count; i++) {
         const struct qcow2_extent *e = &freed->extents[i];
         for (uint64_t j = 0; j < e->count; j++) {
-            int ret = co_release_one(s, e->cluster + j, e->discard && s->discard_to_host);
+            int ret = co_release_one(s, e->cluster + j, e->by);
             if (ret < 0)
-                keep(s, e->cluster + j, e->discard, ret);
+                keep(s, e->cluster + j, e->by, ret);
             if (s->punch_set.count >= s->max_punch)
                 co_punch_all(s, true);
         }

@@ -94,6 +94,6 @@ void qcow2_l1_install(struct qcow2 *s, struct qcow2_l1_table *table)
 void qcow2_l1_drop(struct qcow2 *s, struct qcow2_l1_table *table)
 {
     qcow2_free_clusters(s, table->offset >> s->cluster_bits,
-                        MAX(div_round_up(table->entries * 8, s->cluster_size), UINT64_C(1)), false);
+                        MAX(div_round_up(table->entries * 8, s->cluster_size), UINT64_C(1)), QCOW2_FREED_BY_OTHER);
     free_memory(table);
 }

@@ -95,7 +95,7 @@ static coroutine_fn int co_own_table(struct qcow2 *s, uint32_t l1_index)
     }
     if (old) {
         qcow2_set_remove(&s->l2_set, old >> s->cluster_bits);
-        qcow2_free_clusters(s, old >> s->cluster_bits, 1, false);
+        qcow2_free_clusters(s, old >> s->cluster_bits, 1, QCOW2_FREED_BY_OTHER);
         qcow2_slices_move(s, l1_index, table);
     }
     qcow2_l1_set(s, l1_index, table | QCOW2_COPIED);

@@ -17,6 +17,18 @@ const struct opt_desc qcow2_options[] = {
       .type = OPT_BOOL,
       .flags = OPT_REOPEN,
       .help = "pass guest discards on to the host (default: as discard=)" },
+    { .name = "pass-discard-snapshot",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "give the host what changes of snapshots free (default: on)" },
+    { .name = "pass-discard-other",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "give the host what is freed otherwise (default: off)" },
+    { .name = "discard-no-unref",
+      .type = OPT_BOOL,
+      .flags = OPT_REOPEN,
+      .help = "discarded and zeroed clusters keep their place in the image, so that it does not fragment" },
     { .name = "overlap-check",
       .type = OPT_STRING,
       .flags = OPT_REOPEN,
@@ -187,6 +199,29 @@ static int take_overlap_check(struct qcow2 *s, struct opts *opts, struct error *
     return ret < 0 ? ret : 0;
 }
 
+/* ---- discards ---- */
+
+static int take_discard(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)
+{
+    static const char *const names[QCOW2_FREED_BY_COUNT] = {
+        [QCOW2_FREED_BY_REQUEST] = "pass-discard-request",
+        [QCOW2_FREED_BY_SNAPSHOT] = "pass-discard-snapshot",
+        [QCOW2_FREED_BY_OTHER] = "pass-discard-other",
+    };
+    int ret = 0;
+
+    s->pass_discard[QCOW2_FREED_BY_REQUEST] = flags & BLK_O_UNMAP;
+    s->pass_discard[QCOW2_FREED_BY_SNAPSHOT] = true;
+    for (size_t i = 0; i < ARRAY_SIZE(names) && ret >= 0; i++)
+        ret = opts_bool(opts, qcow2_options, names[i], &s->pass_discard[i], errp);
+    if (ret >= 0)
+        ret = opts_bool(opts, qcow2_options, "discard-no-unref", &s->discard_keeps_place, errp);
+    if (ret >= 0 && s->discard_keeps_place && s->header.version < 3)
+        return error_set(errp, -EINVAL,
+                         "discard-no-unref requires a qcow2 image with at least qemu 1.1 compatibility level");
+    return ret < 0 ? ret : 0;
+}
+
 /* ---- all ---- */
 
 int qcow2_options_take(struct qcow2 *s, struct opts *opts, unsigned flags, struct error **errp)
@@ -194,11 +229,10 @@ int qcow2_options_take(struct qcow2 *s, struct opts *opts, unsigned flags, struc
     int ret = take_sizes(s, opts, errp);
 
     s->lazy_refcounts = s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
-    s->discard_to_host = flags & BLK_O_UNMAP;
     if (ret >= 0)
         ret = opts_bool(opts, qcow2_options, "lazy-refcounts", &s->lazy_refcounts, errp);
     if (ret >= 0)
-        ret = opts_bool(opts, qcow2_options, "pass-discard-request", &s->discard_to_host, errp);
+        ret = take_discard(s, opts, flags, errp);
     if (ret >= 0)
         ret = take_overlap_check(s, opts, errp);
     if (ret >= 0)

@@ -62,7 +62,7 @@ struct walk {
     struct qcow2 *s;
     uint64_t count; /* references so far */
     uint64_t limit;
-    bool discard;
+    enum qcow2_freed_by by;
     struct error **errp;
     /* One reference to a host cluster. Lock held. */
     coroutine_fn int (*co_visit)(struct walk *walk, uint64_t cluster);
@@ -174,13 +174,14 @@ coroutine_fn int qcow2_co_tree_raise(struct qcow2 *s, const struct qcow2_tree *t
 
 static coroutine_fn int co_free_one(struct walk *walk, uint64_t cluster)
 {
-    qcow2_free_clusters(walk->s, cluster, 1, walk->discard);
+    qcow2_free_clusters(walk->s, cluster, 1, walk->by);
     return 0;
 }
 
-coroutine_fn int qcow2_co_tree_free(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t limit, bool discard)
+coroutine_fn int qcow2_co_tree_free(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t limit,
+                                    enum qcow2_freed_by by)
 {
-    struct walk walk = { .s = s, .limit = limit, .discard = discard, .co_visit = co_free_one };
+    struct walk walk = { .s = s, .limit = limit, .by = by, .co_visit = co_free_one };
 
     return co_walk(&walk, tree);
 }

@@ -24,8 +24,9 @@ void qcow2_tree_finish(struct qcow2_tree *tree);
 coroutine_fn int qcow2_co_tree_raise(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t *done,
                                      struct error **errp);
 /* Gives up the first `limit` references (UINT64_MAX: all), as they come. Nothing on disk refers to them any more, or
- * their refcounts were raised before. `discard`: the host may have back what becomes free. Settles now and then. */
-coroutine_fn int qcow2_co_tree_free(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t limit, bool discard);
+ * their refcounts were raised before. `by`: why. Settles now and then. */
+coroutine_fn int qcow2_co_tree_free(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t limit,
+                                    enum qcow2_freed_by by);
 /* Makes the COPIED flags in tree->l1, and on disk in its L2 tables, say which clusters have one reference. Does not
  * flush. */
 coroutine_fn int qcow2_co_tree_set_flags(struct qcow2 *s, struct qcow2_tree *tree);

@@ -233,7 +233,7 @@ static coroutine_fn int co_grow_reftable(struct qcow2 *s, uint64_t entries)
     s->reftable_offset = offset;
     s->reftable_disk_entries = s->reftable_entries;
     s->reftable_moved = true;
-    qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, false);
+    qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, QCOW2_FREED_BY_OTHER);
     atomic_store_explicit(&s->need_commit, true, memory_order_release);
     qcow2_note_dirty(s);
     return 0;

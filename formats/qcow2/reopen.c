@@ -71,7 +71,9 @@ void qcow2_reopen_switch(struct blk_node *node)
     SWAP(s->max_slices, next->max_slices);
     SWAP(s->max_refblocks, next->max_refblocks);
     SWAP(s->lazy_refcounts, next->lazy_refcounts);
-    SWAP(s->discard_to_host, next->discard_to_host);
+    for (size_t i = 0; i < ARRAY_SIZE(s->pass_discard); i++)
+        SWAP(s->pass_discard[i], next->pass_discard[i]);
+    SWAP(s->discard_keeps_place, next->discard_keeps_place);
     SWAP(s->overlap_check, next->overlap_check);
     SWAP(s->clean_interval, next->clean_interval);
     qcow2_child_changed(node);

@@ -65,7 +65,7 @@ static coroutine_fn void co_free(struct qcow2 *s, uint64_t offset, uint64_t byte
     if (offset == 0 || bytes == 0)
         return;
     co_mutex_lock(&s->lock);
-    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), false);
+    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), QCOW2_FREED_BY_OTHER);
     co_mutex_unlock(&s->lock);
 }
 
@@ -87,7 +87,7 @@ static coroutine_fn int co_set_active_flags(struct qcow2 *s, struct qcow2_tree *
 /* What has been raised goes down again. What fails here is left too high: leaks, and the dirty bit. */
 static coroutine_fn void co_undo_raise(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t done)
 {
-    int ret = qcow2_co_tree_free(s, tree, done, false);
+    int ret = qcow2_co_tree_free(s, tree, done, QCOW2_FREED_BY_OTHER);
 
     if (ret == 0)
         ret = qcow2_co_settle(s);
@@ -308,7 +308,7 @@ static int shorten_list(const struct qcow2 *s, const struct qcow2_snapshot *gone
 static coroutine_fn int co_give_up(struct qcow2 *s, const struct qcow2_snapshot *gone, const struct qcow2_tree *tree)
 {
     struct qcow2_tree active;
-    int ret = qcow2_co_tree_free(s, tree, UINT64_MAX, true);
+    int ret = qcow2_co_tree_free(s, tree, UINT64_MAX, QCOW2_FREED_BY_SNAPSHOT);
 
     co_free(s, gone->l1_offset, (uint64_t)gone->l1_size * 8);
     if (ret == 0)
@@ -417,7 +417,7 @@ static coroutine_fn int co_give_up_old(struct qcow2 *s, const struct qcow2_tree 
     if (ret < 0)
         return ret;
     co_free(s, l1_offset, (uint64_t)old->l1_size * 8);
-    return qcow2_co_tree_free(s, old, UINT64_MAX, true);
+    return qcow2_co_tree_free(s, old, UINT64_MAX, QCOW2_FREED_BY_SNAPSHOT);
 }
 
 static coroutine_fn int co_apply(struct qcow2 *s, struct qcow2_tree *tree, uint64_t size, struct error **errp)

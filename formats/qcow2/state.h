@@ -79,11 +79,14 @@ struct qcow2_refblock {
     uint8_t *data;                   /* one cluster */
 };
 
+/* What freed a cluster; the options pass-discard-* say which of these give it back to the host. */
+enum qcow2_freed_by { QCOW2_FREED_BY_REQUEST, QCOW2_FREED_BY_SNAPSHOT, QCOW2_FREED_BY_OTHER, QCOW2_FREED_BY_COUNT };
+
 /* Host clusters whose references are gone from memory. */
 struct qcow2_extent {
     uint64_t cluster;
     uint32_t count;
-    bool discard; /* may be given back to the host */
+    enum qcow2_freed_by by;
 };
 struct qcow2_freed {
     struct qcow2_extent *extents;
@@ -194,10 +197,12 @@ struct qcow2 {
     /* Pieces in which the L1 table and refcount blocks are written: what the host writes at once, so that it need not
      * read first; a sector at least, a cluster at most. Constant. Sectors of the refcount table stay single: W4. */
     uint32_t write_unit;
-    bool lazy_refcounts, discard_to_host;
-    struct blk_node *grown_ahead; /* the file that has been asked to grow ahead, or NULL; main loop */
-    struct qcow2 *reopening;      /* reopen.c: options that are not in force; main loop */
-    unsigned overlap_check;       /* QCOW2_REGION_* */
+    bool lazy_refcounts;
+    bool pass_discard[QCOW2_FREED_BY_COUNT]; /* to the host */
+    bool discard_keeps_place;                /* discard-no-unref */
+    struct blk_node *grown_ahead;            /* the file that has been asked to grow ahead, or NULL; main loop */
+    struct qcow2 *reopening;                 /* reopen.c: options that are not in force; main loop */
+    unsigned overlap_check;                  /* QCOW2_REGION_* */
     size_t max_slices, max_refblocks;
     struct qcow2_snapshot *snapshots;
     uint64_t snapshots_length; /* bytes of the snapshot table */

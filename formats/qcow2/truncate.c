@@ -51,7 +51,7 @@ coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
     if (ret == 0) {
         qcow2_l1_install(s, &table);
         if (old_clusters)
-            qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, false);
+            qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, QCOW2_FREED_BY_OTHER);
     } else {
         qcow2_l1_drop(s, &table);
     }
@@ -256,7 +256,7 @@ static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
         qcow2_slices_drop(s, i);
         qcow2_set_remove(&s->l2_set, table >> s->cluster_bits);
         qcow2_l1_set(s, (uint32_t)i, 0);
-        qcow2_free_clusters(s, table >> s->cluster_bits, 1, false);
+        qcow2_free_clusters(s, table >> s->cluster_bits, 1, QCOW2_FREED_BY_OTHER);
     }
     co_mutex_unlock(&s->lock);
     return ret;

@@ -352,7 +352,7 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct piece *p)
         qcow2_slice_set(s, slice, index, qcow2_entry_data(p->host + (i << s->cluster_bits), subclusters));
         if (p->how == FILL)
             continue;
-        qcow2_free_entry(s, old, false);
+        qcow2_free_entry(s, old, QCOW2_FREED_BY_OTHER);
         if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
             qcow2_decoded_forget(s, p->inflight.first + i);
     }

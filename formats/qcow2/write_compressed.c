@@ -67,7 +67,7 @@ static coroutine_fn int co_link(struct qcow2 *s, const struct encoded *e)
     uint32_t index = qcow2_slice_index(s, offset);
     struct qcow2_entry old = qcow2_slice_entry(s, slice, index);
     qcow2_slice_set(s, slice, index, qcow2_entry_compressed(e->host, e->length, s->cluster_bits));
-    qcow2_free_entry(s, old, false);
+    qcow2_free_entry(s, old, QCOW2_FREED_BY_OTHER);
     return 0;
 }
 

@@ -4,7 +4,8 @@
  *
  * As QEMU: write zeroes keeps a cluster that is ours as a zero cluster with its place, unless it may unmap; discard of
  * a version 3 image leaves zero clusters, never a view of the backing image; version 2 has no zero clusters, so there
- * zeroes over a backing image have to be written as data, and a discard does nothing. A part of a cluster makes the
+ * zeroes over a backing image have to be written as data, and a discard does nothing. With discard-no-unref a cluster
+ * keeps its place whatever may unmap it. A part of a cluster makes the
  * whole one a zero cluster where the rest reads as zeroes already, else it is written as data.
  */
 #include "commit.h"
@@ -17,6 +18,14 @@
 #include "request.h"
 
 #include <string.h>
+
+static bool may_unmap(enum qcow2_clear how) { return how == QCOW2_CLEAR_ZERO_UNMAP || how == QCOW2_CLEAR_DISCARD; }
+
+/* A cluster of ours stays ours, as a zero cluster. */
+static bool keeps_place(const struct qcow2 *s, enum qcow2_clear how)
+{
+    return how == QCOW2_CLEAR_ZERO || (s->discard_keeps_place && may_unmap(how));
+}
 
 /* What becomes of an entry that can be trusted. Returns the new one; *release: what the old one referred to is free. */
 static struct qcow2_entry cleared_cluster(const struct qcow2 *s, struct qcow2_entry entry, enum qcow2_clear how,
@@ -36,11 +45,11 @@ static struct qcow2_entry cleared_cluster(const struct qcow2 *s, struct qcow2_en
     case QCOW2_UNALLOCATED: return how == QCOW2_CLEAR_DISCARD && !s->node->backing ? entry : zero;
     case QCOW2_ZERO_PLAIN: return entry;
     case QCOW2_ZERO_ALLOCATED:
-        if (how == QCOW2_CLEAR_ZERO)
+        if (keeps_place(s, how))
             return entry;
         break;
     case QCOW2_NORMAL:
-        if (how == QCOW2_CLEAR_ZERO && has_zero && qcow2_entry_copied(entry))
+        if (keeps_place(s, how) && has_zero && qcow2_entry_copied(entry))
             return qcow2_entry_zeroed(entry);
         break;
     default: break;
@@ -65,8 +74,8 @@ static struct qcow2_entry cleared_subclusters(const struct qcow2 *s, struct qcow
     }
     if (how == QCOW2_CLEAR_DISCARD && !any && !entry.subclusters && !s->node->backing)
         return entry;
-    bool keeps_place = how == QCOW2_CLEAR_ZERO && qcow2_entry_copied(entry) && !compressed;
-    if (!any || (!whole && !compressed) || keeps_place)
+    bool kept = keeps_place(s, how) && qcow2_entry_copied(entry) && !compressed;
+    if (!any || (!whole && !compressed) || kept)
         return qcow2_entry_zeroed_in(entry, which);
     if (!whole)
         return entry;
@@ -135,7 +144,68 @@ static bool changes_anything(const struct qcow2 *s, const struct qcow2_slice *sl
     return false;
 }
 
-static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how)
+/* ---- space of clusters that keep their place ---- */
+
+static bool gives_back(const struct qcow2 *s, enum qcow2_clear how)
+{
+    return may_unmap(how) && s->pass_discard[QCOW2_FREED_BY_REQUEST];
+}
+
+/* Bytes of the file that holds the clusters' data. */
+struct places {
+    struct place {
+        uint64_t offset, length;
+    } * items;
+    size_t count, capacity;
+};
+
+static void note_place(struct places *places, uint64_t offset, uint64_t length)
+{
+    struct place *last = places->count ? &places->items[places->count - 1] : NULL;
+
+    if (last && last->offset + last->length == offset) {
+        last->length += length;
+        return;
+    }
+    if (places->count == places->capacity) {
+        places->capacity = places->capacity ? places->capacity * 2 : 16;
+        places->items = xrealloc(places->items, places->capacity * sizeof(*places->items));
+    }
+    places->items[places->count++] = (struct place){ offset, length };
+}
+
+/* The part of a changed cluster that is within the range. */
+static void note_kept(const struct qcow2 *s, struct places *places, struct qcow2_entry entry, uint64_t guest,
+                      const struct clear_range *r)
+{
+    uint64_t start = MAX(guest, r->offset), end = MIN(guest + s->cluster_size, r->offset + r->length);
+
+    note_place(places, qcow2_entry_host(entry) + (start - guest), end - start);
+}
+
+/* The host gets its space back. That comes before the entries are durable: one that is still on disk then just shows
+ * the zeroes early. So zeroes it must be, but after a discard, which promises nothing. Failing does no harm. Lock held,
+ * given up; the range is registered, so nobody writes to these places, or gets them. */
+static coroutine_fn void co_give_back(struct qcow2 *s, const struct places *places, enum qcow2_clear how)
+{
+    struct blk_node *file = qcow2_data_file(s);
+
+    co_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < places->count; i++) {
+        const struct place *p = &places->items[i];
+        if (how == QCOW2_CLEAR_DISCARD)
+            blk_co_discard(file, p->offset, p->length);
+        else
+            blk_co_write_zeroes(file, p->offset, p->length, BLK_REQ_MAY_UNMAP | BLK_REQ_NO_FALLBACK);
+    }
+    co_mutex_lock(&s->lock);
+}
+
+/* ---- a range ---- */
+
+/* *places, if not NULL: which clusters lost data and kept their place. */
+static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r, enum qcow2_clear how,
+                         struct places *places)
 {
     bool kept = s->external;
 
@@ -146,9 +216,13 @@ static void change_range(struct qcow2 *s, struct qcow2_slice *slice, const struc
         if (qcow2_entry_equal(new, old))
             continue;
         qcow2_slice_set(s, slice, r->first + i, new);
-        kept = kept || (!release && qcow2_entry_has_cluster(new));
+        if (!release && qcow2_entry_has_cluster(new)) {
+            kept = true;
+            if (places)
+                note_kept(s, places, new, qcow2_slice_guest(s, slice, r->first + i), r);
+        }
         if (release)
-            qcow2_free_entry(s, old, true);
+            qcow2_free_entry(s, old, QCOW2_FREED_BY_REQUEST);
         if (qcow2_entry_kind(old) == QCOW2_IS_COMPRESSED)
             qcow2_decoded_forget(s, (r->offset >> s->cluster_bits) + i);
     }
@@ -175,23 +249,23 @@ static coroutine_fn int co_zero_data_file(struct qcow2 *s, const struct clear_ra
     return ret;
 }
 
-/* The entries have changed. Until others may write here, the host gets its space back: that comes before it is
- * durable, as an entry that is still on disk then just shows the zeroes early. */
+/* The entries have changed; nobody else may write here yet. */
 static coroutine_fn int co_settle_data_file(struct qcow2 *s, const struct clear_range *r, enum qcow2_clear how)
 {
-    bool unmap = how == QCOW2_CLEAR_ZERO_UNMAP || how == QCOW2_CLEAR_DISCARD;
     uint64_t epoch = s->zeroed_epoch;
 
-    if (!qcow2_data_is_raw(s) && (!unmap || !s->discard_to_host))
+    if (!qcow2_data_is_raw(s)) {
+        const struct places places = { .items = &(struct place){ r->offset, r->length }, .count = 1 };
+        if (gives_back(s, how))
+            co_give_back(s, &places, how);
         return 0;
-    bool passed = blk_epoch_passed(s->node, epoch);
+    }
+    if (blk_epoch_passed(s->node, epoch))
+        return 0;
     co_mutex_unlock(&s->lock);
-    if (!qcow2_data_is_raw(s))
-        blk_co_discard(qcow2_data_file(s), r->offset, r->length); /* a courtesy: failing does no harm */
-    else if (!passed)
-        blk_co_epoch_wait(s->node, epoch);
+    blk_co_epoch_wait(s->node, epoch);
     co_mutex_lock(&s->lock);
-    return passed ? 0 : co_zero_data_file(s, r, how);
+    return co_zero_data_file(s, r, how);
 }
 
 /* The range is registered, so its entries stay as they are. Lock held, and may be given up. */
@@ -204,8 +278,20 @@ static coroutine_fn int co_clear_external(struct qcow2 *s, const struct clear_ra
         ret = qcow2_co_slice_for_write(s, r->offset, &slice);
     if (ret < 0)
         return ret;
-    change_range(s, slice, r, how);
+    change_range(s, slice, r, how, NULL);
     return co_settle_data_file(s, r, how);
+}
+
+/* The same where the image has its data itself. */
+static coroutine_fn void co_clear_own(struct qcow2 *s, struct qcow2_slice *slice, const struct clear_range *r,
+                                      enum qcow2_clear how)
+{
+    struct places places = { 0 };
+
+    change_range(s, slice, r, how, s->discard_keeps_place && gives_back(s, how) ? &places : NULL);
+    if (places.count)
+        co_give_back(s, &places, how);
+    free(places.items);
 }
 
 /* ---- entries ---- */
@@ -245,7 +331,7 @@ static coroutine_fn int co_clear_slice(struct qcow2 *s, uint64_t offset, uint64_
     if (s->external)
         ret = co_clear_external(s, &r, how);
     else
-        change_range(s, slice, &r, how);
+        co_clear_own(s, slice, &r, how);
     qcow2_inflight_end(s, &inflight);
     return ret;
 }

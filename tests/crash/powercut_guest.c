@@ -107,6 +107,20 @@ static coroutine_fn void co_make_base(struct guest *g)
     cut_load_base(c, "base");
 }
 
+/* In one image of three a discarded cluster keeps its place. */
+static coroutine_fn void co_choose_discard(struct guest *g)
+{
+    struct opts *opts = opts_new();
+    struct blk_reopen item = { .node = g->node, .opts = opts };
+    struct error *error = NULL;
+
+    if (!g->v2 && g->c->seed % 3 == 0) {
+        opts_set(opts, "discard-no-unref", "on");
+        cut_need(g->c, blk_co_reopen(&item, 1, &error) == 0, "reopen", error);
+    }
+    opts_free(opts);
+}
+
 static coroutine_fn void co_open_all(struct guest *g)
 {
     struct cut *c = g->c;
@@ -133,6 +147,7 @@ static coroutine_fn void co_open_all(struct guest *g)
                                              struct error **) = g->small_caches ? cut_co_open_small : cut_co_open;
     g->node = co_open("logging", g->has_backing ? "below" : NULL, flags, &error);
     cut_need(c, g->node, "open", error);
+    co_choose_discard(g);
     g->front = blk_front_new("powercut", g->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
     cut_need(c, g->front, "front", error);
     blk_front_set_write_cache(g->front, g->write_cache);

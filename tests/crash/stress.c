@@ -49,6 +49,8 @@ static coroutine_fn struct blk_node *co_open_image(const char *file, unsigned fl
 
     opts_set(opts, "driver", "qcow2");
     opts_set(opts, "l2-cache-size", "65536"); /* so small that slices are evicted all the time */
+    if (seed % 2)
+        opts_set(opts, "discard-no-unref", "on"); /* holes are punched into clusters that are filled again */
     if (file)
         opts_set(opts, "file.filename", file);
     else

@@ -203,7 +203,7 @@ TEST_CO(a_freed_host_cluster_gets_no_more)
     struct disk d;
 
     co_disk_begin(&d, MIB, "16");
-    state_of(&d)->discard_to_host = false;
+    state_of(&d)->pass_discard[QCOW2_FREED_BY_REQUEST] = false;
     assert_int_equal(co_put_small(&d, 0, 1), 0);
     assert_int_equal(blk_co_discard(d.node, 0, CLUSTER), 0);
     assert_int_equal(blk_co_flush(d.node), 0);

@@ -163,7 +163,7 @@ TEST_CO(the_host_gets_back_what_is_zeroed_if_it_may)
         co_disk_begin(&d, false, unmap ? BLK_O_UNMAP : 0);
         co_put(&d, 'a');
         assert_int_equal(blk_co_write_zeroes(d.node, 0, CLUSTER, BLK_REQ_MAY_UNMAP), 0);
-        assert_int_equal(memory_node(d.data)->discards, unmap);
+        assert_int_equal(memory_node(d.data)->zeroes, unmap);
         co_expect(&d, 0);
         co_disk_end(&d);
     }

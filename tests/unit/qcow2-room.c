@@ -13,6 +13,7 @@
 /* Of the host: 512-byte clusters, so an L2 table maps 32 KiB and a refcount block counts 256 clusters. */
 #define HOST_CLUSTERS 200u
 #define READS (1u << BLK_OP_READ)
+#define ZEROES (1u << BLK_OP_WRITE_ZEROES)
 #define DISCARDS (1u << BLK_OP_DISCARD)
 
 struct disk {
@@ -200,6 +201,8 @@ static coroutine_fn void co_request(void *arg)
         r->result = blk_front_co_read(r->d->front, r->offset, r->data, CLUSTER);
     else if (r->op == BLK_OP_WRITE)
         r->result = co_put(r->d, r->offset, 'w');
+    else if (r->op == BLK_OP_WRITE_ZEROES)
+        r->result = blk_front_co_write_zeroes(r->d->front, r->offset, CLUSTER, BLK_REQ_MAY_UNMAP);
     else
         r->result = blk_front_co_flush(r->d->front);
     r->done = true;
@@ -375,6 +378,31 @@ TEST_CO(close_waits_for_discards)
     return 0;
 }
 
+/* discard-no-unref: who fills the cluster again waits until the host has its space back, else new data go with it. */
+TEST_CO(a_cluster_is_not_filled_while_the_host_takes_its_space)
+{
+    struct disk d;
+    struct request zero = { .d = &d, .op = BLK_OP_WRITE_ZEROES }, write = { .d = &d, .op = BLK_OP_WRITE };
+
+    co_disk_begin(&d, "file=mem,discard-no-unref=on");
+    assert_int_equal(co_put(&d, 0, 'a'), 0);
+    uint64_t place = co_place(&d, 0);
+    memory_node_hold(d.file, ZEROES, place, CLUSTER);
+    co_start(co_request, &zero);
+    memory_node_co_wait_held(d.file, 1);
+    co_start(co_request, &write);
+    co_sleep_ns(20000000);
+    assert_false(write.done);
+    memory_node_hold(d.file, 0, 0, 0);
+    memory_node_release(d.file);
+    co_wait(&zero);
+    co_wait(&write);
+    co_expect(&d, 0, 'w');
+    assert_int_equal(co_place(&d, 0), place);
+    co_disk_end(&d);
+    return 0;
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -388,6 +416,7 @@ int main(void)
         LOOP_TEST(a_flush_waits_for_far_too_many_discards),
         LOOP_TEST(neighbours_are_given_back_together),
         LOOP_TEST(close_waits_for_discards),
+        LOOP_TEST(a_cluster_is_not_filled_while_the_host_takes_its_space),
     };
 
     setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */
