@@ -63,6 +63,8 @@ static bool records(const struct blk_bitmap *bitmap)
     return bitmap->enabled && !bitmap->inconsistent && bitmap->words;
 }
 
+atomic_uint blk_recording_nodes;
+
 void blk_bitmaps_record(struct blk_node *node, uint64_t offset, uint64_t length)
 {
     struct blk_bitmap *bitmap;
@@ -80,7 +82,11 @@ void blk_bitmaps_recount(struct blk_node *node)
 
     list_for_each(bitmap, &node->bitmaps, link)
         count += records(bitmap) && blk_node_writable(node);
-    atomic_store_explicit(&node->recording, count, memory_order_release);
+    if (count && !node->recording)
+        atomic_fetch_add(&blk_recording_nodes, 1);
+    unsigned before = atomic_exchange(&node->recording, count);
+    if (before && !count)
+        atomic_fetch_sub(&blk_recording_nodes, 1);
 }
 
 int blk_bitmap_check_usable(const struct blk_bitmap *bitmap, struct error **errp)

@@ -20,15 +20,15 @@ struct blk_target {
     uint64_t asked_length; /* SLOW: how much was asked of node; at least `length` */
 };
 
-static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
-                            struct blk_target *target)
+static inline __attribute__((always_inline)) void blk_walk_steps(struct blk_node *node, enum blk_op op, unsigned flags,
+                                                                 uint64_t offset, uint64_t length,
+                                                                 struct blk_target *target, bool recording)
 {
     struct blk_extent extent;
 
     target->flags = 0;
     for (;;) {
-        if (blk_is_change(op) && unlikely(atomic_load_explicit(&node->recording, memory_order_relaxed)) &&
-            !(flags & BLK_REQ_ABSENT_ONLY))
+        if (recording && atomic_load_explicit(&node->recording, memory_order_relaxed))
             blk_bitmaps_record(node, offset, length);
         if (!node->driver->map) {
             if (node->driver->flags & BLK_DRIVER_FILTER) {
@@ -75,6 +75,21 @@ static inline void blk_walk(struct blk_node *node, enum blk_op op, unsigned flag
     target->node = node;
     target->offset = offset;
     target->length = length;
+}
+
+/* The same for changes, where some node has bitmaps that record them (walk.c). Apart, as code for that within the walk
+ * would cost every request registers. */
+void blk_walk_recording(struct blk_node *node, enum blk_op op, unsigned flags, uint64_t offset, uint64_t length,
+                        struct blk_target *target);
+
+static inline __attribute__((always_inline)) void blk_walk(struct blk_node *node, enum blk_op op, unsigned flags,
+                                                           uint64_t offset, uint64_t length, struct blk_target *target)
+{
+    if (unlikely(atomic_load_explicit(&blk_recording_nodes, memory_order_relaxed)) && blk_is_change(op) &&
+        !(flags & BLK_REQ_ABSENT_ONLY))
+        blk_walk_recording(node, op, flags, offset, length, target);
+    else
+        blk_walk_steps(node, op, flags, offset, length, target, false);
 }
 
 /* May this range go to the protocol node as it is? A flush has none. */

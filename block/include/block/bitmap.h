@@ -72,5 +72,7 @@ void blk_bitmaps_recount(struct blk_node *node);
 /* The disk has another size: new parts are clean. -ENOMEM: nothing has changed. */
 int blk_bitmaps_resize(struct blk_node *node, uint64_t size);
 void blk_bitmaps_free(struct blk_node *node);
+/* How many nodes of the process have one that records: what each change looks at first. */
+extern atomic_uint blk_recording_nodes;
 /* node->recording is not 0: a change of this range is on its way. Any thread, inside an epoch. */
 void blk_bitmaps_record(struct blk_node *node, uint64_t offset, uint64_t length);
