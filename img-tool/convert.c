@@ -385,7 +385,8 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
 static struct img_command convert = {
     .name = "convert",
     .usage =
-        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] "
+        "[--object OBJECT] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]] "
+        "[-U] [-C] [-c] [-p] "
         "[-q] [-n] [-f FMT] [-t CACHE] [-T CACHE] [-O FMT] [-B BACKING_FILE -F BACKING_FMT] [-o OPTIONS] "
         "[-l SNAPSHOT] [-S SIZE] [-r RATE] [-m COROUTINES] [-W] [--salvage] FILE... OUTPUT_FILE",
     .help =

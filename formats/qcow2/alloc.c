@@ -8,6 +8,8 @@
  */
 #include "alloc.h"
 
+#include "dirty.h"
+
 #include "refcount.h"
 
 /* Host offsets have 56 bits. */
@@ -162,4 +164,24 @@ coroutine_fn void qcow2_co_unalloc_bytes(struct qcow2 *s, uint64_t offset, uint6
     /* A failure here leaves a leak, as in qcow2_co_unalloc(). */
     for (uint64_t cluster = offset >> s->cluster_bits; cluster <= (offset + length - 1) >> s->cluster_bits; cluster++)
         qcow2_co_refcount_lower(s, cluster);
+}
+
+coroutine_fn int qcow2_co_bytes_alloc(struct qcow2 *s, uint64_t bytes, uint64_t *offset)
+{
+    *offset = 0;
+    if (bytes == 0)
+        return 0;
+    co_mutex_lock(&s->lock);
+    int ret = qcow2_co_alloc_exact(s, div_round_up(bytes, s->cluster_size), offset);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+coroutine_fn void qcow2_co_bytes_free(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    if (offset == 0 || bytes == 0)
+        return;
+    co_mutex_lock(&s->lock);
+    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), QCOW2_FREED_BY_OTHER);
+    co_mutex_unlock(&s->lock);
 }

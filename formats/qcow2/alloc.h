@@ -23,3 +23,7 @@ coroutine_fn void qcow2_co_unalloc_bytes(struct qcow2 *s, uint64_t offset, uint6
 coroutine_fn int qcow2_co_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *offset);
 /* reftable.c: makes the block that counts cluster `cluster` exist (growing the table if need be). Lock held. */
 coroutine_fn int qcow2_co_refblock_create(struct qcow2 *s, uint64_t cluster);
+
+/* Whole clusters, one after the other, for a table of `bytes`; none: at 0. And to be freed again. Take the lock. */
+coroutine_fn int qcow2_co_bytes_alloc(struct qcow2 *s, uint64_t bytes, uint64_t *offset);
+coroutine_fn void qcow2_co_bytes_free(struct qcow2 *s, uint64_t offset, uint64_t bytes);

@@ -276,26 +276,6 @@ struct keeping {
     uint64_t offset, bytes; /* the directory */
 };
 
-static coroutine_fn int co_alloc(struct qcow2 *s, uint64_t bytes, uint64_t *offset)
-{
-    *offset = 0;
-    if (bytes == 0)
-        return 0;
-    co_mutex_lock(&s->lock);
-    int ret = qcow2_co_alloc_exact(s, div_round_up(bytes, s->cluster_size), offset);
-    co_mutex_unlock(&s->lock);
-    return ret;
-}
-
-static coroutine_fn void co_free(struct qcow2 *s, uint64_t offset, uint64_t bytes)
-{
-    if (offset == 0 || bytes == 0)
-        return;
-    co_mutex_lock(&s->lock);
-    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), QCOW2_FREED_BY_OTHER);
-    co_mutex_unlock(&s->lock);
-}
-
 /* A table on disk and the clusters that it names. */
 static coroutine_fn int co_free_table(struct qcow2 *s, const struct qcow2_bitmap_table *table)
 {
@@ -308,9 +288,9 @@ static coroutine_fn int co_free_table(struct qcow2 *s, const struct qcow2_bitmap
     for (uint32_t i = 0; i < table->entries; i++) {
         uint64_t offset = be64toh(entries[i]) & QCOW2_OFFSET_MASK;
         if (qcow2_in_cluster(s, offset) == 0)
-            co_free(s, offset, s->cluster_size);
+            qcow2_co_bytes_free(s, offset, s->cluster_size);
     }
-    co_free(s, table->offset, MAX(bytes, UINT64_C(1)));
+    qcow2_co_bytes_free(s, table->offset, MAX(bytes, UINT64_C(1)));
     return 0;
 }
 
@@ -340,11 +320,11 @@ static coroutine_fn int co_write_table(struct qcow2 *s, struct kept *kept)
     if (!table || !buffer)
         return -ENOMEM;
     memset(table, 0, length);
-    int ret = co_alloc(s, bytes, &kept->table.offset);
+    int ret = qcow2_co_bytes_alloc(s, bytes, &kept->table.offset);
     for (uint64_t i = 0; i < entries && ret == 0; i++) {
         if (!put_bytes(s, kept->bitmap, i, buffer))
             continue;
-        ret = co_alloc(s, s->cluster_size, &offset);
+        ret = qcow2_co_bytes_alloc(s, s->cluster_size, &offset);
         if (ret == 0)
             ret = blk_co_write(s->node->file, offset, buffer, s->cluster_size, 0);
         table[i] = htobe64(offset);
@@ -407,7 +387,7 @@ static coroutine_fn int co_write_directory(struct keeping *k)
         return -EFBIG;
     uint64_t length = align_up(k->bytes, s->cluster_size);
     AUTO_FREE uint8_t *directory = blk_buffer_alloc(s->node->file, length);
-    int ret = directory ? co_alloc(s, k->bytes, &k->offset) : -ENOMEM;
+    int ret = directory ? qcow2_co_bytes_alloc(s, k->bytes, &k->offset) : -ENOMEM;
     if (ret < 0)
         return ret;
     memset(directory, 0, length);
@@ -452,7 +432,7 @@ static coroutine_fn void co_drop(struct keeping *k)
         if (k->list[i].written)
             co_free_table(k->s, &k->list[i].table);
     }
-    co_free(k->s, k->offset, k->bytes);
+    qcow2_co_bytes_free(k->s, k->offset, k->bytes);
 }
 
 /* A bitmap's table is another one now: the old one's clusters go. */
@@ -482,7 +462,7 @@ static coroutine_fn void co_finish(struct keeping *k, uint64_t old_offset, uint6
     free(s->old_bitmaps);
     s->old_bitmaps = NULL;
     s->old_bitmap_count = 0;
-    co_free(s, old_offset, old_bytes);
+    qcow2_co_bytes_free(s, old_offset, old_bytes);
     s->bitmaps_in_use = false;
 }
 

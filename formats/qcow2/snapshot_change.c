@@ -49,26 +49,6 @@ static coroutine_fn int co_end(struct qcow2 *s)
     return ret == 0 && !s->lazy_refcounts ? qcow2_co_clear_dirty_bit(s) : ret;
 }
 
-static coroutine_fn int co_alloc(struct qcow2 *s, uint64_t bytes, uint64_t *offset)
-{
-    *offset = 0;
-    if (bytes == 0)
-        return 0;
-    co_mutex_lock(&s->lock);
-    int ret = qcow2_co_alloc_exact(s, div_round_up(bytes, s->cluster_size), offset);
-    co_mutex_unlock(&s->lock);
-    return ret;
-}
-
-static coroutine_fn void co_free(struct qcow2 *s, uint64_t offset, uint64_t bytes)
-{
-    if (offset == 0 || bytes == 0)
-        return;
-    co_mutex_lock(&s->lock);
-    qcow2_free_clusters(s, offset >> s->cluster_bits, div_round_up(bytes, s->cluster_size), QCOW2_FREED_BY_OTHER);
-    co_mutex_unlock(&s->lock);
-}
-
 /* The active layer's flags, on disk and in memory; slices are read again. */
 static coroutine_fn int co_set_active_flags(struct qcow2 *s, struct qcow2_tree *tree)
 {
@@ -107,7 +87,7 @@ struct new_list {
 static coroutine_fn int co_place_list(struct qcow2 *s, struct new_list *next)
 {
     next->bytes = qcow2_snapshots_bytes(next->list, next->count);
-    return next->bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES ? -EFBIG : co_alloc(s, next->bytes, &next->offset);
+    return next->bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES ? -EFBIG : qcow2_co_bytes_alloc(s, next->bytes, &next->offset);
 }
 
 static coroutine_fn int co_write_list(struct qcow2 *s, const struct new_list *next)
@@ -153,7 +133,7 @@ static coroutine_fn int co_name_list(struct qcow2 *s, struct new_list *next)
     s->header.snapshots_offset = next->offset;
     *next = (struct new_list){ 0 };
     co_mutex_unlock(&s->lock);
-    co_free(s, old_offset, old_bytes);
+    qcow2_co_bytes_free(s, old_offset, old_bytes);
     qcow2_co_overlap_read(s, NULL); /* one more protection, which may do without */
     return 0;
 }
@@ -161,7 +141,7 @@ static coroutine_fn int co_name_list(struct qcow2 *s, struct new_list *next)
 /* It did not come to be the image's. */
 static coroutine_fn void co_drop_list(struct qcow2 *s, struct new_list *next)
 {
-    co_free(s, next->offset, next->bytes);
+    qcow2_co_bytes_free(s, next->offset, next->bytes);
     free(next->list);
     *next = (struct new_list){ 0 };
 }
@@ -215,7 +195,7 @@ static coroutine_fn int co_keep(struct qcow2 *s, const struct blk_snapshot *what
     uint64_t bytes = (uint64_t)tree->l1_size * 8, length = align_up(bytes, BLK_SECTOR_SIZE), l1_offset = 0;
     AUTO_FREE uint8_t *copy = calloc(1, length + 1);
     struct new_list next = { 0 };
-    int ret = copy ? co_alloc(s, bytes, &l1_offset) : -ENOMEM;
+    int ret = copy ? qcow2_co_bytes_alloc(s, bytes, &l1_offset) : -ENOMEM;
 
     if (ret == 0)
         ret = extend_list(s, what, l1_offset, tree->l1_size, &next);
@@ -235,7 +215,7 @@ static coroutine_fn int co_keep(struct qcow2 *s, const struct blk_snapshot *what
         if (next.count)
             qcow2_snapshot_finish(&next.list[next.count - 1]);
         co_drop_list(s, &next);
-        co_free(s, l1_offset, bytes);
+        qcow2_co_bytes_free(s, l1_offset, bytes);
     }
     return ret;
 }
@@ -310,7 +290,7 @@ static coroutine_fn int co_give_up(struct qcow2 *s, const struct qcow2_snapshot 
     struct qcow2_tree active;
     int ret = qcow2_co_tree_free(s, tree, UINT64_MAX, QCOW2_FREED_BY_SNAPSHOT);
 
-    co_free(s, gone->l1_offset, (uint64_t)gone->l1_size * 8);
+    qcow2_co_bytes_free(s, gone->l1_offset, (uint64_t)gone->l1_size * 8);
     if (ret == 0)
         ret = qcow2_co_settle(s);
     if (ret == 0)
@@ -416,7 +396,7 @@ static coroutine_fn int co_give_up_old(struct qcow2 *s, const struct qcow2_tree 
     co_mutex_unlock(&s->lock);
     if (ret < 0)
         return ret;
-    co_free(s, l1_offset, (uint64_t)old->l1_size * 8);
+    qcow2_co_bytes_free(s, l1_offset, (uint64_t)old->l1_size * 8);
     return qcow2_co_tree_free(s, old, UINT64_MAX, QCOW2_FREED_BY_SNAPSHOT);
 }
 
