@@ -274,8 +274,9 @@ static coroutine_fn int co_wait_turn(struct convert *c, const struct chunk *chun
     co_mutex_lock(&c->lock);
     while (!c->out_of_order && c->written != chunk->offset && c->ret == 0)
         co_cond_wait(&c->turn, &c->lock);
+    int ret = c->ret;
     co_mutex_unlock(&c->lock);
-    return c->ret;
+    return ret;
 }
 
 static coroutine_fn int co_copy_chunk(struct convert *c, const struct chunk *chunk, uint8_t *buffer)
