@@ -27,9 +27,12 @@ struct chunk {
     uint64_t offset, length; /* in the target */
 };
 
-static coroutine_fn void co_fail(struct convert *c, int ret)
+/* The first error stops all, and is the one that is told: `doing` what, at `offset`; NULL: it has been told. */
+static coroutine_fn void co_fail(struct convert *c, int ret, const char *doing, uint64_t offset)
 {
     co_mutex_lock(&c->lock);
+    if (c->ret == 0 && doing)
+        error_report("error while %s at byte %" PRIu64 ": %s", doing, offset, strerror(-ret));
     if (c->ret == 0)
         c->ret = ret;
     co_cond_broadcast(&c->turn);
@@ -196,8 +199,8 @@ static coroutine_fn int co_write_chunk(struct convert *c, const struct chunk *ch
         ret = co_write_data(c, chunk->offset, buffer, chunk->length);
     else if (chunk->kind == CHUNK_ZERO)
         ret = co_write_zeroes(c, chunk->offset, chunk->length);
-    if (ret < 0 && c->ret == 0)
-        error_report("error while writing at byte %" PRIu64 ": %s", chunk->offset, strerror(-ret));
+    if (ret < 0)
+        co_fail(c, ret, "writing", chunk->offset);
     return ret;
 }
 
@@ -234,8 +237,8 @@ static coroutine_fn int co_read_chunk(struct convert *c, const struct chunk *chu
         offset += length;
         buffer += length;
     }
-    if (ret < 0 && c->ret == 0)
-        error_report("error while reading at byte %" PRIu64 ": %s", chunk->offset, strerror(-ret));
+    if (ret < 0)
+        co_fail(c, ret, "reading", chunk->offset);
     return ret;
 }
 
@@ -305,7 +308,7 @@ static coroutine_fn int co_worker(void *arg, size_t number)
     uint8_t *buffer = blk_buffer_alloc(blk_front_node(c->target), CONVERT_BUFFER);
     struct chunk chunk;
     int ret = buffer ? 0 : -ENOMEM;
-    if (ret < 0 && c->ret == 0)
+    if (ret < 0)
         error_report("Out of memory");
     while (ret == 0) {
         ret = co_take_chunk(c, &chunk);
@@ -314,7 +317,7 @@ static coroutine_fn int co_worker(void *arg, size_t number)
         ret = co_copy_chunk(c, &chunk, buffer);
     }
     if (ret < 0)
-        co_fail(c, ret);
+        co_fail(c, ret, NULL, 0);
     free(buffer);
     return ret;
 }
