@@ -52,7 +52,8 @@ static void count_as(struct qcow2_checker *c, uint64_t offset, uint64_t length, 
     }
     uint64_t last = (end - 1) >> s->cluster_bits;
     for (uint64_t i = offset >> s->cluster_bits; i <= last && i < c->clusters; i++) {
-        c->counts[i] += c->counts[i] < UINT32_MAX;
+        if (qcow2_references(c, i) < UINT32_MAX)
+            qcow2_references_set(c, i, qcow2_references(c, i) + 1);
         if (i < c->not_tables_clusters && !as_table)
             c->not_tables[i / 64] |= UINT64_C(1) << i % 64;
     }
@@ -339,8 +340,9 @@ static void count_refblock(struct qcow2_checker *c, uint64_t index)
         return;
     }
     count(c, offset, c->s->cluster_size);
-    if (c->counts[cluster] != 1) {
-        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " refcount=%" PRIu32, index, c->counts[cluster]);
+    if (qcow2_references(c, cluster) != 1) {
+        qcow2_check_say(c, true, "ERROR refcount block %" PRIu64 " refcount=%" PRIu64, index,
+                        qcow2_references(c, cluster));
         c->check->corruptions++;
         c->rebuild = true;
     }
@@ -389,7 +391,7 @@ coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c)
 
 static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster, unsigned fix)
 {
-    uint64_t refcount = 0, found = c->counts[cluster];
+    uint64_t refcount = 0, found = qcow2_references(c, cluster);
     int ret = qcow2_co_refcount(c->s, cluster, &refcount);
 
     if (ret < 0) {

@@ -19,6 +19,12 @@ struct qcow2_checker {
     uint64_t not_tables_clusters; /* for so many */
 };
 
+static inline uint64_t qcow2_references(const struct qcow2_checker *c, uint64_t cluster) { return c->counts[cluster]; }
+static inline void qcow2_references_set(struct qcow2_checker *c, uint64_t cluster, uint64_t count)
+{
+    c->counts[cluster] = (uint32_t)count;
+}
+
 __attribute__((format(printf, 3, 4))) void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt,
                                                            ...);
 
@@ -30,10 +36,16 @@ coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c);
 coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fix);
 /* The COPIED flags of the active tables. */
 coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix);
+
+/* ---- rebuild.c ---- */
+
 /* Refcount table and blocks anew, where nothing is; then the old ones are leaks. */
 coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c);
 /* All refcounts become of 1 << order bits. If it fails they are as they were, or the error says that only leaks are
  * left. Nothing is in flight. */
 coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order, struct error **errp);
+
+/* ---- check_repair.c ---- */
+
 /* The image was not closed: its refcounts may be stale. Silent. */
 coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s);

@@ -23,6 +23,7 @@
 #include "references.h"
 #include "request.h"
 #include "snapshot.h"
+#include "snapshot_list.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -75,77 +76,6 @@ static coroutine_fn void co_undo_raise(struct qcow2 *s, const struct qcow2_tree 
         s->dirty_stays = true;
 }
 
-/* ---- the list of snapshots ---- */
-
-/* The list as it is to be, and its place. Entries that stay are the same as those of s->snapshots, not copies. */
-struct new_list {
-    struct qcow2_snapshot *list;
-    uint32_t count;
-    uint64_t offset, bytes;
-};
-
-static coroutine_fn int co_place_list(struct qcow2 *s, struct new_list *next)
-{
-    next->bytes = qcow2_snapshots_bytes(next->list, next->count);
-    return next->bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES ? -EFBIG : qcow2_co_bytes_alloc(s, next->bytes, &next->offset);
-}
-
-static coroutine_fn int co_write_list(struct qcow2 *s, const struct new_list *next)
-{
-    uint64_t length = align_up(next->bytes, s->cluster_size);
-    uint8_t *buffer = next->bytes ? blk_buffer_alloc(s->node->file, length) : NULL;
-    int ret = 0;
-
-    if (next->bytes && !buffer)
-        return -ENOMEM;
-    if (buffer) {
-        memset(buffer, 0, length);
-        qcow2_snapshots_store(next->list, next->count, buffer);
-        ret = blk_co_write(s->node->file, next->offset, buffer, length, 0);
-    }
-    free(buffer);
-    return ret;
-}
-
-static void set_header(struct qcow2 *s, uint32_t count, uint64_t offset)
-{
-    qcow2_header_set32(s, QCOW2_AT_SNAPSHOT_COUNT, count);
-    qcow2_header_set64(s, QCOW2_AT_SNAPSHOTS_OFFSET, offset);
-}
-
-/* All that the list refers to is durable. From here on it is the image's list, or nothing has changed. */
-static coroutine_fn int co_name_list(struct qcow2 *s, struct new_list *next)
-{
-    uint64_t old_offset = s->header.snapshots_offset, old_bytes = s->snapshots_length;
-
-    co_mutex_lock(&s->lock);
-    set_header(s, next->count, next->offset);
-    int ret = qcow2_co_header_write(s);
-    if (ret < 0) {
-        set_header(s, s->header.snapshot_count, old_offset);
-        co_mutex_unlock(&s->lock);
-        return ret;
-    }
-    free(s->snapshots);
-    s->snapshots = next->list;
-    s->snapshots_length = next->bytes;
-    s->header.snapshot_count = next->count;
-    s->header.snapshots_offset = next->offset;
-    *next = (struct new_list){ 0 };
-    co_mutex_unlock(&s->lock);
-    qcow2_co_bytes_free(s, old_offset, old_bytes);
-    qcow2_co_overlap_read(s, NULL); /* one more protection, which may do without */
-    return 0;
-}
-
-/* It did not come to be the image's. */
-static coroutine_fn void co_drop_list(struct qcow2 *s, struct new_list *next)
-{
-    qcow2_co_bytes_free(s, next->offset, next->bytes);
-    free(next->list);
-    *next = (struct new_list){ 0 };
-}
-
 /* The first with this id and this name; NULL: whatever it is. */
 static const struct qcow2_snapshot *find(const struct qcow2 *s, const char *id, const char *name)
 {
@@ -170,7 +100,7 @@ static void choose_id(const struct qcow2 *s, char *out, size_t size)
 
 /* The list with one more. */
 static int extend_list(struct qcow2 *s, const struct blk_snapshot *what, uint64_t l1_offset, uint32_t l1_size,
-                       struct new_list *next)
+                       struct qcow2_snapshot_list *next)
 {
     uint32_t count = s->header.snapshot_count;
     char id[24];
@@ -194,27 +124,27 @@ static coroutine_fn int co_keep(struct qcow2 *s, const struct blk_snapshot *what
 {
     uint64_t bytes = (uint64_t)tree->l1_size * 8, length = align_up(bytes, BLK_SECTOR_SIZE), l1_offset = 0;
     AUTO_FREE uint8_t *copy = calloc(1, length + 1);
-    struct new_list next = { 0 };
+    struct qcow2_snapshot_list next = { 0 };
     int ret = copy ? qcow2_co_bytes_alloc(s, bytes, &l1_offset) : -ENOMEM;
 
     if (ret == 0)
         ret = extend_list(s, what, l1_offset, tree->l1_size, &next);
     if (ret == 0)
-        ret = co_place_list(s, &next);
+        ret = qcow2_co_snapshot_list_place(s, &next);
     if (ret == 0 && bytes) {
         memcpy(copy, tree->l1, bytes);
         ret = blk_co_write(s->node->file, l1_offset, copy, length, 0);
     }
     if (ret == 0)
-        ret = co_write_list(s, &next);
+        ret = qcow2_co_snapshot_list_write(s, &next);
     if (ret == 0)
         ret = qcow2_co_commit(s); /* and its flush makes all that was written durable */
     if (ret == 0)
-        ret = co_name_list(s, &next);
+        ret = qcow2_co_snapshot_list_name(s, &next);
     if (ret < 0) {
         if (next.count)
             qcow2_snapshot_finish(&next.list[next.count - 1]);
-        co_drop_list(s, &next);
+        qcow2_co_snapshot_list_drop(s, &next);
         qcow2_co_bytes_free(s, l1_offset, bytes);
     }
     return ret;
@@ -272,7 +202,7 @@ coroutine_fn int qcow2_co_snapshot_create(struct blk_node *node, const struct bl
 /* ---- delete ---- */
 
 /* The list without one. */
-static int shorten_list(const struct qcow2 *s, const struct qcow2_snapshot *gone, struct new_list *next)
+static int shorten_list(const struct qcow2 *s, const struct qcow2_snapshot *gone, struct qcow2_snapshot_list *next)
 {
     next->list = calloc(s->header.snapshot_count, sizeof(*next->list));
     if (!next->list)
@@ -305,19 +235,19 @@ static coroutine_fn int co_give_up(struct qcow2 *s, const struct qcow2_snapshot 
 static coroutine_fn int co_delete(struct qcow2 *s, struct qcow2_snapshot gone, const struct qcow2_snapshot *in_list,
                                   const struct qcow2_tree *tree)
 {
-    struct new_list next = { 0 };
+    struct qcow2_snapshot_list next = { 0 };
     int ret = shorten_list(s, in_list, &next);
 
     if (ret == 0)
-        ret = co_place_list(s, &next);
+        ret = qcow2_co_snapshot_list_place(s, &next);
     if (ret == 0)
-        ret = co_write_list(s, &next);
+        ret = qcow2_co_snapshot_list_write(s, &next);
     if (ret == 0)
         ret = qcow2_co_commit(s); /* flushes, whatever there is to commit */
     if (ret == 0)
-        ret = co_name_list(s, &next);
+        ret = qcow2_co_snapshot_list_name(s, &next);
     if (ret < 0) {
-        co_drop_list(s, &next);
+        qcow2_co_snapshot_list_drop(s, &next);
         return ret;
     }
     ret = co_give_up(s, &gone, tree);
