@@ -71,3 +71,18 @@ coroutine_fn int blk_co_amend(struct blk_node *node, struct opts *opts, struct e
     blk_co_image_end(image);
     return ret;
 }
+
+coroutine_fn int blk_co_compact(struct blk_node *node, struct blk_compact *compact, struct error **errp)
+{
+    struct blk_node *image = blk_co_image_begin(node);
+    int ret;
+
+    if (!image || !image->driver->co_compact)
+        ret = error_set(errp, -ENOTSUP, "Format driver '%s' does not support compacting", node->driver->name);
+    else if (!blk_node_writable(image))
+        ret = error_set(errp, -EACCES, "Image is read-only");
+    else
+        ret = image->driver->co_compact(image, compact, errp);
+    blk_co_image_end(image);
+    return ret;
+}

@@ -511,6 +511,45 @@ coroutine_fn int qcow2_co_bitmaps_drop(struct qcow2 *s, struct error **errp)
     return qcow2_co_bitmaps_store(s, errp);
 }
 
+/* ---- compact ---- */
+
+/* Does any of it lie at this cluster or behind it? */
+static coroutine_fn int co_reaches(struct qcow2 *s, const struct qcow2_bitmap_table *table, uint64_t cluster, bool *out)
+{
+    uint64_t bytes = (uint64_t)table->entries * 8, bound = cluster << s->cluster_bits;
+    AUTO_FREE uint64_t *entries = malloc(bytes + 1);
+    int ret = !entries ? -ENOMEM : bytes ? blk_co_read(s->node->file, table->offset, entries, bytes) : 0;
+
+    *out = table->offset + bytes > bound;
+    for (uint32_t i = 0; i < table->entries && ret == 0; i++)
+        *out = *out || (be64toh(entries[i]) & QCOW2_OFFSET_MASK) >= bound;
+    return ret;
+}
+
+coroutine_fn int qcow2_co_bitmaps_move(struct qcow2 *s, uint64_t cluster, bool *moved, struct error **errp)
+{
+    bool any = s->bitmap_directory_offset + s->bitmap_directory_size > cluster << s->cluster_bits;
+    struct blk_bitmap *bitmap;
+    int ret = 0;
+
+    *moved = false;
+    if (!qcow2_has_bitmaps(s) || list_empty(&s->node->bitmaps))
+        return 0;
+    list_for_each(bitmap, &s->node->bitmaps, link) {
+        bool reaches = false;
+        if (ret == 0 && !bitmap->inconsistent && bitmap->stored)
+            ret = co_reaches(s, &stored_of(bitmap)->table, cluster, &reaches);
+        if (reaches)
+            atomic_store(&bitmap->changed, true);
+        any = any || reaches;
+    }
+    if (ret < 0 || !any)
+        return ret;
+    ret = qcow2_co_bitmaps_store(s, errp);
+    *moved = ret == 0;
+    return ret == 0 ? qcow2_co_bitmaps_begin(s, errp) : ret;
+}
+
 /* ---- info ---- */
 
 json_t *qcow2_bitmaps_json(const struct qcow2 *s)

@@ -16,6 +16,9 @@ coroutine_fn int qcow2_co_bitmaps_begin(struct qcow2 *s, struct error **errp);
 coroutine_fn int qcow2_co_bitmaps_store(struct qcow2 *s, struct error **errp);
 /* All of them go: version 2 has none. */
 coroutine_fn int qcow2_co_bitmaps_drop(struct qcow2 *s, struct error **errp);
+/* For compact: bitmaps that reach to this cluster or behind it are stored anew, where there is room first. *moved: some
+ * were. Those that say nothing stay where they are. */
+coroutine_fn int qcow2_co_bitmaps_move(struct qcow2 *s, uint64_t cluster, bool *moved, struct error **errp);
 void qcow2_bitmaps_free(struct qcow2 *s);
 /* What info says of them; NULL: there are none. */
 json_t *qcow2_bitmaps_json(const struct qcow2 *s);

@@ -41,6 +41,9 @@ coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix);
 
 /* Refcount table and blocks anew, where nothing is; then the old ones are leaks. */
 coroutine_fn int qcow2_co_rebuild_refcounts(struct qcow2_checker *c);
+/* The same lower down in the file, if that makes it shorter (*lower); the old ones are free then. The references have
+ * just been counted, and are not true any more. Nothing is in flight, and everything is settled. */
+coroutine_fn int qcow2_co_pack_refcounts(struct qcow2_checker *c, bool *lower);
 /* All refcounts become of 1 << order bits. If it fails they are as they were, or the error says that only leaks are
  * left. Nothing is in flight. */
 coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order, struct error **errp);

@@ -457,3 +457,24 @@ coroutine_fn void qcow2_co_throttle(struct qcow2 *s)
 }
 
 void qcow2_commit_init(struct qcow2 *s) { s->co_background_commit = co_background_commit; }
+
+/* ---- under the dirty bit ---- */
+
+coroutine_fn int qcow2_co_marked_begin(struct qcow2 *s, struct error **errp)
+{
+    if (atomic_load(&s->corrupt))
+        return error_set(errp, -EIO, "The image is marked corrupt");
+    int ret = qcow2_co_settle(s);
+    co_mutex_lock(&s->lock);
+    if (ret == 0)
+        ret = qcow2_co_set_dirty_bit(s);
+    co_mutex_unlock(&s->lock);
+    return ret < 0 ? error_set_errno(errp, ret, "Could not write the image's metadata") : 0;
+}
+
+coroutine_fn int qcow2_co_marked_end(struct qcow2 *s)
+{
+    int ret = qcow2_co_settle_all(s);
+
+    return ret == 0 && !s->lazy_refcounts ? qcow2_co_clear_dirty_bit(s) : ret;
+}

@@ -39,3 +39,8 @@ coroutine_fn int qcow2_co_make_room(struct qcow2 *s);
 coroutine_fn int qcow2_co_settle(struct qcow2 *s);
 /* The same, refcounts that may be late (lazy refcounts) included. */
 coroutine_fn int qcow2_co_settle_all(struct qcow2 *s);
+/* Around a change in the middle of which refcounts and COPIED flags on disk do not agree: all is settled, and the dirty
+ * bit is on disk (version 2 has none), so that who opens the image after a power cut counts again. Drained. */
+coroutine_fn int qcow2_co_marked_begin(struct qcow2 *s, struct error **errp);
+/* Settles all. If this fails, or s->dirty_stays, the dirty bit stays: who opens the image next repairs it. */
+coroutine_fn int qcow2_co_marked_end(struct qcow2 *s);

@@ -14,7 +14,7 @@
 /* ---- decoding ---- */
 
 /* Raw deflate with a window of 4 KiB; what follows its end in the last sector is not ours. */
-static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
+static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length, size_t *used)
 {
     z_stream stream = {
         .next_in = (Bytef *)(uintptr_t)in,
@@ -27,6 +27,7 @@ static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, si
         return -EIO;
     int ret = inflate(&stream, Z_FINISH);
     bool whole = stream.avail_out == 0 && (ret == Z_STREAM_END || ret == Z_BUF_ERROR);
+    *used = whole && ret == Z_STREAM_END ? in_length - stream.avail_in : 0;
     inflateEnd(&stream);
     return whole ? 0 : -EIO;
 }
@@ -52,8 +53,22 @@ static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, siz
 
 int qcow2_decompress(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
+    size_t used;
+
     return how == QCOW2_ZSTD ? unzstd_cluster(in, in_length, out, out_length)
-                             : inflate_cluster(in, in_length, out, out_length);
+                             : inflate_cluster(in, in_length, out, out_length, &used);
+}
+
+size_t qcow2_compressed_length(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out,
+                               size_t out_length)
+{
+    size_t used = 0;
+
+    if (how == QCOW2_ZSTD) {
+        used = ZSTD_findFrameCompressedSize(in, in_length);
+        return ZSTD_isError(used) ? 0 : used;
+    }
+    return inflate_cluster(in, in_length, out, out_length, &used) == 0 ? used : 0;
 }
 
 /* ---- encoding ---- */

@@ -48,3 +48,4 @@ coroutine_fn int qcow2_co_reopen_begin(struct blk_node *node, unsigned old_flags
 coroutine_fn void qcow2_co_reopen_clean(struct blk_node *node);
 coroutine_fn int qcow2_co_info(struct blk_node *node, struct blk_info *info, struct error **errp);
 coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, unsigned fix, struct error **errp);
+coroutine_fn int qcow2_co_compact(struct blk_node *node, struct blk_compact *compact, struct error **errp);

@@ -6,10 +6,14 @@
 #include "l1table.h"
 
 #include "alloc.h"
+#include "commit.h"
 #include "dirty.h"
 #include "header.h"
+#include "l2.h"
 
-static void free_memory(struct qcow2_l1_table *table)
+#include <string.h>
+
+void qcow2_l1_memory_free(struct qcow2_l1_table *table)
 {
     free(table->l1);
     free(table->dirty);
@@ -27,7 +31,7 @@ int qcow2_l1_memory_new(const struct qcow2 *s, uint64_t entries, struct qcow2_l1
                                       .entries = entries };
     if (table->l1 && table->dirty && table->dir)
         return 0;
-    free_memory(table);
+    qcow2_l1_memory_free(table);
     return -ENOMEM;
 }
 
@@ -43,7 +47,7 @@ coroutine_fn int qcow2_co_l1_prepare(struct qcow2 *s, uint64_t entries, struct q
         ret = qcow2_co_alloc_exact(s, MAX(div_round_up(entries * 8, s->cluster_size), UINT64_C(1)), &table->offset);
     co_mutex_unlock(&s->lock);
     if (ret < 0)
-        free_memory(table);
+        qcow2_l1_memory_free(table);
     return ret;
 }
 
@@ -95,5 +99,28 @@ void qcow2_l1_drop(struct qcow2 *s, struct qcow2_l1_table *table)
 {
     qcow2_free_clusters(s, table->offset >> s->cluster_bits,
                         MAX(div_round_up(table->entries * 8, s->cluster_size), UINT64_C(1)), QCOW2_FREED_BY_OTHER);
-    free_memory(table);
+    qcow2_l1_memory_free(table);
+}
+
+coroutine_fn int qcow2_co_l1_replace(struct qcow2 *s, struct qcow2_l1_table *table)
+{
+    uint64_t old_offset = s->header.l1_offset, old_clusters = div_round_up((uint64_t)s->l1_size * 8, s->cluster_size);
+    int ret = qcow2_co_settle(s); /* the refcounts of the new table are durable before the header names it */
+
+    co_mutex_lock(&s->lock);
+    if (ret == 0) {
+        memcpy((void *)table->l1, (const void *)s->l1, (size_t)s->l1_size * 8);
+        memcpy((void *)table->dir, (const void *)s->dir, (size_t)s->l1_size * sizeof(*table->dir));
+        ret = qcow2_co_l1_name(s, table, s->header.size);
+    }
+    if (ret == 0) {
+        qcow2_l1_install(s, table);
+        if (old_clusters)
+            qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, QCOW2_FREED_BY_OTHER);
+    } else {
+        qcow2_l1_drop(s, table);
+    }
+    qcow2_note_dirty(s);
+    co_mutex_unlock(&s->lock);
+    return ret;
 }

@@ -15,7 +15,8 @@
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
  *   options.c create_options.c truncate.c relayout.c bitmaps.c vmstate.c snapshot_list.c snapshot_change.c check.c
- *   rebuild.c check_repair.c amend.c info.c open.c reopen.c create.c measure.c qcow2.c
+ *   rebuild.c check_repair.c place_map.c compact_batch.c compact_zeroes.c compact_tables.c compact.c amend.c info.c
+ *   open.c reopen.c create.c measure.c qcow2.c
  *                                              the image as a whole
  */
 #include "driver.h"
@@ -75,5 +76,6 @@ static const struct blk_driver qcow2_driver = {
     .co_reopen_clean = qcow2_co_reopen_clean,
     .co_info = qcow2_co_info,
     .co_check = qcow2_co_check,
+    .co_compact = qcow2_co_compact,
 };
 BLK_DRIVER(qcow2_driver)

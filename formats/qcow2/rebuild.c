@@ -132,19 +132,16 @@ static void forget_old_references(struct qcow2_checker *c, const struct rebuild 
         forget_reference(c, r, table + i);
 }
 
-static int build(struct qcow2_checker *c, struct rebuild *r)
+/* The counts of the first `clusters`, and of the structures themselves. r->place is set. */
+static int fill(struct qcow2_checker *c, struct rebuild *r, uint64_t clusters)
 {
     const struct qcow2 *s = c->s;
     bool fits = true;
-    int ret = place(c, r);
 
-    if (ret < 0)
-        return ret;
     r->memory = calloc(r->blocks + r->table_clusters, s->cluster_size);
     if (!r->memory)
         return -ENOMEM;
-    forget_old_references(c, r);
-    for (uint64_t i = 0; i < c->clusters; i++)
+    for (uint64_t i = 0; i < clusters; i++)
         fits = set_count(s, r, i, qcow2_references(c, i)) && fits;
     for (uint64_t i = 0; i < r->blocks; i++) {
         set_count(s, r, r->place[i], 1);
@@ -153,6 +150,16 @@ static int build(struct qcow2_checker *c, struct rebuild *r)
     for (uint64_t i = 0; i < r->table_clusters; i++)
         set_count(s, r, r->place[r->blocks] + i, 1);
     return fits ? 0 : -ERANGE;
+}
+
+static int build(struct qcow2_checker *c, struct rebuild *r)
+{
+    int ret = place(c, r);
+
+    if (ret < 0)
+        return ret;
+    forget_old_references(c, r);
+    return fill(c, r, c->clusters);
 }
 
 static coroutine_fn int co_write_rebuilt(struct qcow2 *s, const struct rebuild *r)
@@ -197,28 +204,35 @@ static void name_refcounts(struct qcow2 *s, uint64_t table, uint64_t clusters, u
         qcow2_header_set32(s, QCOW2_AT_REFCOUNT_ORDER, order);
 }
 
-/* Builds them of this width, and names them in the header's first sector. */
+/* Writes what was built, and names it in the header's first sector. */
+static coroutine_fn int co_install(struct qcow2 *s, const struct rebuild *r)
+{
+    int ret = co_write_rebuilt(s, r);
+
+    if (ret < 0)
+        return ret;
+    co_mutex_lock(&s->lock);
+    name_refcounts(s, r->place[r->blocks] << s->cluster_bits, r->table_clusters, r->order);
+    ret = qcow2_co_header_write(s);
+    if (ret < 0) /* whichever is on disk, the old ones are those in force, and every commit says so first */
+        name_refcounts(s, s->header.reftable_offset, s->header.reftable_clusters, s->header.refcount_order);
+    else
+        ret = adopt(s, r);
+    co_mutex_unlock(&s->lock);
+    return ret;
+}
+
+/* Builds them of this width. */
 static coroutine_fn int co_rebuild(struct qcow2_checker *c, unsigned order)
 {
-    struct qcow2 *s = c->s;
     struct rebuild r = { .order = order };
     int ret = build(c, &r);
 
     if (ret == -ENOSPC)
         qcow2_check_say(c, true, "ERROR no room for new refcount structures: make '%s' larger",
-                        s->node->file->filename);
+                        c->s->node->file->filename);
     if (ret == 0)
-        ret = co_write_rebuilt(s, &r);
-    if (ret == 0) {
-        co_mutex_lock(&s->lock);
-        name_refcounts(s, r.place[r.blocks] << s->cluster_bits, r.table_clusters, order);
-        ret = qcow2_co_header_write(s);
-        if (ret < 0) /* whichever is on disk, the old ones are those in force, and every commit says so first */
-            name_refcounts(s, s->header.reftable_offset, s->header.reftable_clusters, s->header.refcount_order);
-        else
-            ret = adopt(s, &r);
-        co_mutex_unlock(&s->lock);
-    }
+        ret = co_install(c->s, &r);
     free_rebuild(&r);
     return ret;
 }
@@ -280,5 +294,75 @@ coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order,
     free(c.counts);
     free(c.not_tables);
     qcow2_slices_forget(s);
+    return ret;
+}
+
+/* ---- lower refcounts ---- */
+
+static bool is_old(const struct qcow2 *s, uint64_t cluster)
+{
+    uint64_t table = s->reftable_offset >> s->cluster_bits;
+
+    return qcow2_set_has(&s->refblock_set, cluster) ||
+           (cluster >= table && cluster - table < s->reftable_entries * 8 >> s->cluster_bits);
+}
+
+/* The cluster behind the last one in use; `others`: the old structures do not count. */
+static uint64_t end_of_use(const struct qcow2_checker *c, bool others)
+{
+    uint64_t end = c->clusters;
+
+    while (end > 0 && (qcow2_references(c, end - 1) == 0 || (others && is_old(c->s, end - 1))))
+        end--;
+    return end;
+}
+
+/* The first run of `want` clusters from *at on in which nothing lies; *at goes behind it. */
+static uint64_t next_unused(const struct qcow2_checker *c, uint64_t *at, uint64_t want)
+{
+    uint64_t run = 0;
+
+    for (; run < want; ++*at)
+        run = *at < c->clusters && qcow2_references(c, *at) ? 0 : run + 1;
+    return *at - want;
+}
+
+/* Each as low as there is room beside what is in use now, the old structures included. */
+static int place_low(const struct qcow2_checker *c, struct rebuild *r)
+{
+    uint64_t at = 1, end = end_of_use(c, true);
+
+    measure(c->s, r, end, true);
+    r->place = calloc(r->blocks + 1, sizeof(*r->place));
+    if (!r->place)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < r->blocks; i++)
+        r->place[i] = next_unused(c, &at, 1);
+    r->place[r->blocks] = next_unused(c, &at, r->table_clusters);
+    r->total = MAX(end, at);
+    return 0;
+}
+
+static void forget_old(struct qcow2_checker *c)
+{
+    for (uint64_t i = 0; i < c->clusters; i++) {
+        if (is_old(c->s, i))
+            qcow2_references_set(c, i, 0);
+    }
+}
+
+coroutine_fn int qcow2_co_pack_refcounts(struct qcow2_checker *c, bool *lower)
+{
+    struct rebuild r = { .order = c->s->header.refcount_order };
+    int ret = place_low(c, &r);
+
+    *lower = ret == 0 && r.total < end_of_use(c, false) && r.total <= r.blocks << block_bits(c->s, &r);
+    if (*lower) {
+        forget_old(c);
+        ret = fill(c, &r, MIN(c->clusters, r.total));
+        if (ret == 0)
+            ret = co_install(c->s, &r);
+    }
+    free_rebuild(&r);
     return ret;
 }

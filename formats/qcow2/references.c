@@ -8,6 +8,7 @@
 #include "commit.h"
 #include "corrupt.h"
 #include "dirty.h"
+#include "l2.h"
 #include "overlap.h"
 #include "refcount.h"
 #include "snapshot.h"
@@ -247,5 +248,19 @@ coroutine_fn int qcow2_co_tree_set_flags(struct qcow2 *s, struct qcow2_tree *tre
             ret = co_set_flags(s, &tree->l1[i], table, buffer);
     }
     free(buffer);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_set_active_flags(struct qcow2 *s, struct qcow2_tree *tree)
+{
+    int ret = qcow2_co_tree_set_flags(s, tree);
+
+    co_mutex_lock(&s->lock);
+    qcow2_slices_forget(s);
+    for (uint32_t i = 0; i < tree->l1_size; i++) {
+        if (be64toh(tree->l1[i]) != qcow2_l1_entry(s, i))
+            qcow2_l1_set(s, i, be64toh(tree->l1[i]));
+    }
+    co_mutex_unlock(&s->lock);
     return ret;
 }

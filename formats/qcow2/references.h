@@ -30,3 +30,5 @@ coroutine_fn int qcow2_co_tree_free(struct qcow2 *s, const struct qcow2_tree *tr
 /* Makes the COPIED flags in tree->l1, and on disk in its L2 tables, say which clusters have one reference. Does not
  * flush. */
 coroutine_fn int qcow2_co_tree_set_flags(struct qcow2 *s, struct qcow2_tree *tree);
+/* The same for the active layer, whose tree it is, on disk and in memory; slices are read again. */
+coroutine_fn int qcow2_co_set_active_flags(struct qcow2 *s, struct qcow2_tree *tree);

@@ -142,6 +142,12 @@ int qcow2_snapshot_make(struct qcow2_snapshot *sn, const struct blk_snapshot *wh
     return parse_rest(sn);
 }
 
+void qcow2_snapshot_move(struct qcow2_snapshot *sn, uint64_t l1_offset)
+{
+    sn->l1_offset = l1_offset;
+    store_be64(sn->raw, l1_offset);
+}
+
 uint64_t qcow2_snapshots_bytes(const struct qcow2_snapshot *list, uint32_t count)
 {
     uint64_t bytes = 0;

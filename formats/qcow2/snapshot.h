@@ -13,6 +13,8 @@ void qcow2_snapshot_finish(struct qcow2_snapshot *snapshot);
  * way. */
 int qcow2_snapshot_make(struct qcow2_snapshot *sn, const struct blk_snapshot *what, const char *id, uint64_t disk_size,
                         uint64_t l1_offset, uint32_t l1_size);
+/* Its L1 table lies elsewhere now; also as the entry will lie on disk. */
+void qcow2_snapshot_move(struct qcow2_snapshot *sn, uint64_t l1_offset);
 /* A whole table on disk: its length, and its content. */
 uint64_t qcow2_snapshots_bytes(const struct qcow2_snapshot *list, uint32_t count);
 void qcow2_snapshots_store(const struct qcow2_snapshot *list, uint32_t count, uint8_t *out);

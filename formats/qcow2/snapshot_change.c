@@ -28,43 +28,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- around all of them ---- */
-
-static coroutine_fn int co_begin(struct qcow2 *s, struct error **errp)
-{
-    if (atomic_load(&s->corrupt))
-        return error_set(errp, -EIO, "The image is marked corrupt");
-    int ret = qcow2_co_settle(s);
-    co_mutex_lock(&s->lock);
-    if (ret == 0)
-        ret = qcow2_co_set_dirty_bit(s);
-    co_mutex_unlock(&s->lock);
-    return ret < 0 ? error_set_errno(errp, ret, "Could not write the image's metadata") : 0;
-}
-
-/* If this fails the dirty bit stays: who opens the image next repairs it. */
-static coroutine_fn int co_end(struct qcow2 *s)
-{
-    int ret = qcow2_co_settle_all(s);
-
-    return ret == 0 && !s->lazy_refcounts ? qcow2_co_clear_dirty_bit(s) : ret;
-}
-
-/* The active layer's flags, on disk and in memory; slices are read again. */
-static coroutine_fn int co_set_active_flags(struct qcow2 *s, struct qcow2_tree *tree)
-{
-    int ret = qcow2_co_tree_set_flags(s, tree);
-
-    co_mutex_lock(&s->lock);
-    qcow2_slices_forget(s);
-    for (uint32_t i = 0; i < tree->l1_size; i++) {
-        if (be64toh(tree->l1[i]) != qcow2_l1_entry(s, i))
-            qcow2_l1_set(s, i, be64toh(tree->l1[i]));
-    }
-    co_mutex_unlock(&s->lock);
-    return ret;
-}
-
 /* What has been raised goes down again. What fails here is left too high: leaks, and the dirty bit. */
 static coroutine_fn void co_undo_raise(struct qcow2 *s, const struct qcow2_tree *tree, uint64_t done)
 {
@@ -159,13 +122,13 @@ static coroutine_fn int co_create(struct qcow2 *s, const struct blk_snapshot *wh
     if (ret == 0)
         ret = qcow2_co_commit(s);
     if (ret == 0)
-        ret = co_set_active_flags(s, tree);
+        ret = qcow2_co_set_active_flags(s, tree);
     if (ret == 0)
         ret = co_keep(s, what, tree);
     if (ret == 0)
         return what->vm_state_size ? qcow2_co_drop_past_end(s, s->header.size) : 0;
     co_undo_raise(s, tree, done);
-    if (co_set_active_flags(s, tree) < 0)
+    if (qcow2_co_set_active_flags(s, tree) < 0)
         s->dirty_stays = true;
     return ret;
 }
@@ -184,13 +147,13 @@ coroutine_fn int qcow2_co_snapshot_create(struct blk_node *node, const struct bl
         return error_set(errp, -EIO, "The image is marked corrupt");
     int ret = what->vm_state_size ? 0 : qcow2_co_drop_past_end(s, s->header.size);
     if (ret == 0)
-        ret = co_begin(s, &error);
+        ret = qcow2_co_marked_begin(s, &error);
     if (ret == 0) {
         ret = qcow2_tree_active(s, &tree);
         if (ret == 0)
             ret = co_create(s, what, &tree, &error);
         qcow2_tree_finish(&tree);
-        int ended = co_end(s);
+        int ended = qcow2_co_marked_end(s);
         ret = ret < 0 ? ret : ended;
     }
     if (ret < 0)
@@ -226,7 +189,7 @@ static coroutine_fn int co_give_up(struct qcow2 *s, const struct qcow2_snapshot 
     if (ret == 0)
         ret = qcow2_tree_active(s, &active);
     if (ret == 0) {
-        ret = co_set_active_flags(s, &active);
+        ret = qcow2_co_set_active_flags(s, &active);
         qcow2_tree_finish(&active);
     }
     return ret;
@@ -267,10 +230,10 @@ coroutine_fn int qcow2_co_snapshot_delete(struct blk_node *node, const char *nam
         return error_set(errp, -ENOENT, "snapshot not found");
     int ret = qcow2_co_tree_of_snapshot(s, sn, &tree, &error);
     if (ret == 0) {
-        ret = co_begin(s, &error);
+        ret = qcow2_co_marked_begin(s, &error);
         if (ret == 0) {
             ret = co_delete(s, *sn, sn, &tree);
-            int ended = co_end(s);
+            int ended = qcow2_co_marked_end(s);
             ret = ret < 0 ? ret : ended;
         }
         qcow2_tree_finish(&tree);
@@ -381,10 +344,10 @@ coroutine_fn int qcow2_co_snapshot_apply(struct blk_node *node, const char *id_o
         return error_set(errp, -EINVAL, "The disk size of snapshot '%s' is invalid", sn->name);
     int ret = qcow2_co_tree_of_snapshot(s, sn, &tree, &error);
     if (ret == 0) {
-        ret = co_begin(s, &error);
+        ret = qcow2_co_marked_begin(s, &error);
         if (ret == 0) {
             ret = co_apply(s, &tree, size, &error);
-            int ended = co_end(s);
+            int ended = qcow2_co_marked_end(s);
             ret = ret < 0 ? ret : ended;
         }
         qcow2_tree_finish(&tree);

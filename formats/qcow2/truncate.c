@@ -30,7 +30,6 @@
 
 coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
 {
-    uint64_t old_offset = s->header.l1_offset, old_clusters = div_round_up((uint64_t)s->l1_size * 8, s->cluster_size);
     struct qcow2_l1_table table;
 
     if (entries * 8 > QCOW2_MAX_L1_BYTES)
@@ -41,23 +40,7 @@ coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries)
         ret = qcow2_co_l1_prepare(s, entries, &table);
     if (ret < 0)
         return ret;
-    ret = qcow2_co_settle(s); /* the refcounts of the new table are durable before the header names it */
-    co_mutex_lock(&s->lock);
-    if (ret == 0) {
-        memcpy((void *)table.l1, (const void *)s->l1, (size_t)s->l1_size * 8);
-        memcpy((void *)table.dir, (const void *)s->dir, (size_t)s->l1_size * sizeof(*table.dir));
-        ret = qcow2_co_l1_name(s, &table, s->header.size);
-    }
-    if (ret == 0) {
-        qcow2_l1_install(s, &table);
-        if (old_clusters)
-            qcow2_free_clusters(s, old_offset >> s->cluster_bits, old_clusters, QCOW2_FREED_BY_OTHER);
-    } else {
-        qcow2_l1_drop(s, &table);
-    }
-    qcow2_note_dirty(s);
-    co_mutex_unlock(&s->lock);
-    return ret;
+    return qcow2_co_l1_replace(s, &table);
 }
 
 /* ---- preallocation ---- */
@@ -276,7 +259,7 @@ static coroutine_fn int co_used_clusters(struct qcow2 *s, uint64_t least, uint64
     return ret;
 }
 
-static coroutine_fn int co_cut_file(struct qcow2 *s)
+coroutine_fn int qcow2_co_cut_file(struct qcow2 *s)
 {
     uint64_t file_clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size), clusters;
 
@@ -335,7 +318,7 @@ static coroutine_fn int co_give_up_from(struct qcow2 *s, uint64_t size, struct e
     if (ret == 0)
         ret = qcow2_co_settle(s);
     if (ret == 0)
-        ret = co_cut_file(s);
+        ret = qcow2_co_cut_file(s);
     return ret < 0 ? error_set_errno(errp, ret, "Failed to discard unused refblocks") : 0;
 }
 

@@ -17,3 +17,7 @@ coroutine_fn int qcow2_co_grow_l1(struct qcow2 *s, uint64_t entries);
  * afterwards: as zeroes. Best effort. The caller holds the permission to resize, and nobody uses the image yet.
  */
 coroutine_fn void qcow2_co_cut_hole(struct qcow2 *s);
+
+/* The same for all that is past the last cluster in use, whatever it holds: nothing is in flight, and everything is
+ * settled. A host that does not grow keeps its size. */
+coroutine_fn int qcow2_co_cut_file(struct qcow2 *s);

@@ -134,9 +134,10 @@ static const struct workload {
     const char *kind;
     coroutine_fn void (*co_work)(struct faults *f);
 } workloads[] = {
-    { "guest", faults_co_guest },   { "compressed", faults_co_guest }, { "create", faults_co_create },
-    { "resize", faults_co_resize }, { "repair", faults_co_repair },    { "backing", faults_co_backing },
-    { "empty", faults_co_empty },   { "amend", faults_co_amend },      { "bitmaps", faults_co_bitmaps },
+    { "guest", faults_co_guest },     { "compressed", faults_co_guest }, { "create", faults_co_create },
+    { "resize", faults_co_resize },   { "repair", faults_co_repair },    { "backing", faults_co_backing },
+    { "empty", faults_co_empty },     { "amend", faults_co_amend },      { "bitmaps", faults_co_bitmaps },
+    { "compact", faults_co_compact },
 };
 
 struct arguments {

@@ -37,6 +37,7 @@ coroutine_fn void faults_co_backing(struct faults *f);
 coroutine_fn void faults_co_empty(struct faults *f);
 coroutine_fn void faults_co_amend(struct faults *f);
 coroutine_fn void faults_co_bitmaps(struct faults *f);
+coroutine_fn void faults_co_compact(struct faults *f);
 
 /* ---- faults.c ---- */
 

@@ -25,7 +25,7 @@ static const struct workload {
     { "repair", powercut_co_repair },     { "opening", powercut_co_repair },  { "reftable", powercut_co_guest },
     { "snapshot", powercut_co_snapshot }, { "errors", powercut_co_guest },    { "reopen", powercut_co_guest },
     { "compressed", powercut_co_guest },  { "backing", powercut_co_backing }, { "empty", powercut_co_empty },
-    { "amend", powercut_co_amend },       { "bitmaps", powercut_co_bitmaps },
+    { "amend", powercut_co_amend },       { "bitmaps", powercut_co_bitmaps }, { "compact", powercut_co_compact },
 };
 
 static coroutine_fn void (*find_workload(const char *kind))(struct cut *c)

@@ -63,6 +63,7 @@ coroutine_fn void powercut_co_backing(struct cut *c);
 coroutine_fn void powercut_co_empty(struct cut *c);
 coroutine_fn void powercut_co_amend(struct cut *c);
 coroutine_fn void powercut_co_bitmaps(struct cut *c);
+coroutine_fn void powercut_co_compact(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 

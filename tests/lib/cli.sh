@@ -98,3 +98,27 @@ for e in json.load(sys.stdin):
     last = [kind, e["start"], e["length"]]
 print(*last or ())'
 }
+
+# bitmaps IMAGE: the directory, and the bits of each bitmap, as they lie in the image.
+bitmaps()
+{
+    python3 - "$1" <<'END'
+import struct, sys
+data = open(sys.argv[1], "rb").read()
+cluster, at = 1 << struct.unpack(">I", data[20:24])[0], struct.unpack(">I", data[100:104])[0]
+print("autoclear", data[95])
+while data[at:at + 4] != bytes(4):
+    kind, length = struct.unpack(">II", data[at:at + 8])
+    if kind == 0x23852875:
+        count, _, size, directory = struct.unpack(">IIQQ", data[at + 8:at + 32])
+        print(count, "bitmaps", size, "bytes")
+        for _ in range(count):
+            table, entries, flags, type, granularity, name, extra = struct.unpack(">QIIBBHI", data[directory:directory + 24])
+            print(data[directory + 24 + extra:directory + 24 + extra + name], entries, flags, type, granularity, extra)
+            for entry in struct.unpack(f">{entries}Q", data[table:table + 8 * entries]):
+                place = entry & 0x00FFFFFFFFFFFE00
+                print("   ", data[place:place + cluster].rstrip(bytes(1)).hex() if place else entry)
+            directory += (24 + extra + name + 7) & ~7
+    at += 8 + (length + 7 & ~7)
+END
+}

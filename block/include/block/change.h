@@ -33,6 +33,19 @@ coroutine_fn int blk_co_change_backing(struct blk_node *node, const char *name, 
  * several fails, others may have changed. -ENOTSUP: its format has none. */
 coroutine_fn int blk_co_amend(struct blk_node *node, struct opts *opts, struct error **errp);
 
+/* Zeroed, freed and leaked clusters of the image, or that below a filter, go back to the host, and what lies behind is
+ * moved down, so that its file becomes as short as what is in use. Nothing that it shows changes. Cut off at any point
+ * it is whole. -EIO: it has errors, and is as it was. -ENOTSUP: its format cannot. */
+struct blk_compact {
+    bool find_zeroes; /* also clusters whose data are all zero bytes: everything is read */
+    /* Bytes that have been moved, of those that were to be; NULL: nobody asks. */
+    void (*progress)(struct blk_compact *compact, uint64_t done, uint64_t total);
+    uint64_t end_before, end_after; /* the file's bytes up to the last cluster in use */
+    uint64_t moved;                 /* bytes */
+    uint64_t leaks, dropped;        /* clusters: references that nothing had; and to zeroes */
+};
+coroutine_fn int blk_co_compact(struct blk_node *node, struct blk_compact *compact, struct error **errp);
+
 /* Everything that the image, or that below a filter, holds itself goes: the whole disk shows its backing file.
  * Snapshots keep what they have. Cut off half way, some of it is gone. -ENOTSUP: its format has no place for a backing
  * file. */

@@ -29,6 +29,7 @@
 
 struct blk_bitmap;
 struct blk_check;
+struct blk_compact;
 struct blk_snapshot;
 struct blk_create;
 struct blk_front;
@@ -193,6 +194,9 @@ struct blk_driver {
     /* Options of an image that is there (blk_co_amend()), validated by the table. Drained, main loop; the node is
      * writable. */
     coroutine_fn int (*co_amend)(struct blk_node *node, struct opts *opts, struct error **errp);
+    /* The image's file becomes as short as what is in use (blk_co_compact()). Drained, main loop; the node is writable.
+     */
+    coroutine_fn int (*co_compact)(struct blk_node *node, struct blk_compact *compact, struct error **errp);
     /* Everything goes that the image holds itself (blk_co_make_empty()). Drained, main loop; the node is writable. */
     coroutine_fn int (*co_make_empty)(struct blk_node *node, struct error **errp);
 
