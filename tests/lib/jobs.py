@@ -40,8 +40,8 @@ def unit_jobs(build):
             continue
         # meson says 0 for "no limit"; we have one.
         timeout = (test["timeout"] if test["timeout"] > 0 else 600) * SLOWER.get(build, 3)
-        # Not quick: the same again in release, where it finds least.
-        yield Job(f"unit/{test['name']}@{build}", test["cmd"], timeout, build, quick=build != "release",
+        # Not quick: the same again in release, where it finds least, and in tsan, which is a build more.
+        yield Job(f"unit/{test['name']}@{build}", test["cmd"], timeout, build, quick=build == "asan",
                   workdir=test["workdir"], env=test["env"])
 
 

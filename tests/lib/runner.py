@@ -20,7 +20,7 @@
   --no-build                         test what is built already
 
 What there is: unit tests are meson's (each runs in the builds release and asan, and those of meson's suite `threads` in
-tsan; --quick leaves out release); executables tests/{cli,format,protocol,crash,guest,perf}/NAME, shell or Python; and fuzz targets
+tsan; --quick leaves out release and tsan); executables tests/{cli,format,protocol,crash,guest,perf}/NAME, shell or Python; and fuzz targets
 tests/fuzz/NAME.c, which start from tests/fuzz/corpus/NAME/ and from what the program tests/fuzz/NAME.seeds, if there,
 writes into the folder that it is given; and mutants tests/mutants/AREA/NAME (tests/lib/mutants.py).
 
