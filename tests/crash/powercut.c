@@ -26,6 +26,7 @@ static const struct workload {
     { "snapshot", powercut_co_snapshot }, { "errors", powercut_co_guest },    { "reopen", powercut_co_guest },
     { "compressed", powercut_co_guest },  { "backing", powercut_co_backing }, { "empty", powercut_co_empty },
     { "amend", powercut_co_amend },       { "bitmaps", powercut_co_bitmaps }, { "compact", powercut_co_compact },
+    { "data-file", powercut_co_guest },
 };
 
 static coroutine_fn void (*find_workload(const char *kind))(struct cut *c)
@@ -54,7 +55,7 @@ static coroutine_fn int co_main(void *arg)
         cut_need(&c, mkdtemp(c.folder), "folder", NULL);
         c.log_path = xasprintf("%s/log", c.folder);
         co_work(&c);
-        cut_shell(&c, "rm -f log state base two qemu.out");
+        cut_shell(&c, "rm -f log state base data two qemu.out");
         rmdir(c.folder);
         logwrites_close(c.log);
         free(c.log_path);

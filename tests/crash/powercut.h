@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #define CUT_MAX_DISK (64u << 20)
+#define CUT_APART (2u << 20) /* of an image with an external data file: the image's part of the disk, and the data's */
 
 struct settings {
     const char *kind; /* a cache mode: guest requests; or what else is cut: create, … */
@@ -88,6 +89,13 @@ coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing,
 /* The same with the smallest caches that there are. */
 coroutine_fn struct blk_node *cut_co_open_small(const char *file, const char *backing, unsigned flags,
                                                 struct error **errp);
+/* An image whose file is the first half of `file`, and whose data file is the second: so one log has both, in the order
+ * in which they were written. (A flush of either makes both durable: that each is flushed shows unit/qcow2-data-file.)
+ * With the smallest caches. */
+coroutine_fn struct blk_node *cut_co_open_apart(const char *file, const char *backing, unsigned flags,
+                                                struct error **errp);
+/* The same for the base: files "base" and `data` of the folder. */
+void cut_load_base_apart(struct cut *c, const char *data);
 /* Opens c->file over the base, logging from here on; `more` as for cut_co_memory(). */
 coroutine_fn void cut_co_start(struct cut *c, const char *more);
 /* Closes it and reads the log. */

@@ -117,22 +117,32 @@ coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, con
     return node;
 }
 
-static coroutine_fn struct blk_node *co_open(const char *file, const char *backing, unsigned flags, bool small,
-                                             struct error **errp)
+static coroutine_fn struct blk_node *co_open_with(struct opts *opts, const char *backing, unsigned flags,
+                                                  struct error **errp)
 {
-    struct opts *opts = opts_new();
-
     opts_set(opts, "driver", "qcow2");
-    if (small) {
-        opts_set(opts, "l2-cache-size", "512");
-        opts_set(opts, "refcount-cache-size", "512");
-    }
-    opts_set(opts, "file", file);
     if (backing)
         opts_set(opts, "backing", backing);
     struct blk_node *node = blk_co_open(NULL, opts, backing ? flags : flags | BLK_O_NO_BACKING, errp);
     opts_free(opts);
     return node;
+}
+
+static void set_small_caches(struct opts *opts)
+{
+    opts_set(opts, "l2-cache-size", "512");
+    opts_set(opts, "refcount-cache-size", "512");
+}
+
+static coroutine_fn struct blk_node *co_open(const char *file, const char *backing, unsigned flags, bool small,
+                                             struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    opts_set(opts, "file", file);
+    if (small)
+        set_small_caches(opts);
+    return co_open_with(opts, backing, flags, errp);
 }
 
 coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp)
@@ -144,6 +154,45 @@ coroutine_fn struct blk_node *cut_co_open_small(const char *file, const char *ba
                                                 struct error **errp)
 {
     return co_open(file, backing, flags, true, errp);
+}
+
+/* Options of a node that is a part of `file`. */
+static void set_part(struct opts *opts, const char *role, const char *file, uint64_t offset, uint64_t size)
+{
+    char *line = xasprintf("%s.driver=part,%s.file=%s,%s.offset=%" PRIu64 ",%s.size=%" PRIu64, role, role, file, role,
+                           offset, role, size);
+
+    opts_parse(opts, line, NULL, OPTS_LAST_WINS, NULL);
+    free(line);
+}
+
+coroutine_fn struct blk_node *cut_co_open_apart(const char *file, const char *backing, unsigned flags,
+                                                struct error **errp)
+{
+    struct opts *opts = opts_new();
+
+    set_part(opts, "file", file, 0, CUT_APART);
+    set_part(opts, "data-file", file, CUT_APART, CUT_APART);
+    set_small_caches(opts);
+    return co_open_with(opts, backing, flags, errp);
+}
+
+void cut_load_base_apart(struct cut *c, const char *data)
+{
+    uint8_t *image, *both = xcalloc(2, CUT_APART);
+
+    cut_load_base(c, "base");
+    image = c->base;
+    cut_need(c, c->base_length <= CUT_APART, "size of the image", NULL);
+    memcpy(both, image, c->base_length);
+    free(image);
+    c->base = NULL;
+    cut_load_base(c, data);
+    cut_need(c, c->base_length <= CUT_APART, "size of the data file", NULL);
+    memcpy(both + CUT_APART, c->base, c->base_length);
+    free(c->base);
+    c->base = both;
+    c->base_length = 2 * CUT_APART;
 }
 
 coroutine_fn void cut_co_read_snapshot(struct cut *c, struct blk_node *file, const char *backing, uint8_t *content,

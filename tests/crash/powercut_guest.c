@@ -8,8 +8,8 @@
  * writeback on an image whose refcount table is full but for a few clusters, so that it grows under the requests;
  * `errors` is writeback on a file of which some requests fail; `reopen` one whose image becomes read-only and writable
  * again, with and without lazy refcounts, with other cache sizes; `compressed` one with compressed writes among the
- * others, which fail where there are data. Where there is no write cache the front end makes
- * writes durable, not the workload; in writeback a guest may turn its cache off and on.
+ * others, which fail where there are data; `data-file` one with an external data file. Where there is no write cache
+ * the front end makes writes durable, not the workload; in writeback a guest may turn its cache off and on.
  */
 #include "crash_model.h"
 #include "memory_node.h"
@@ -30,7 +30,8 @@ struct guest {
     uint64_t size, cluster; /* size: of the part of the disk that is worked on */
     uint64_t virtual_size;
     unsigned flags; /* cache mode */
-    bool write_cache, reftable, errors, reopen, compressed, v2, lazy, has_backing, discards, small_caches, snapshot;
+    bool write_cache, reftable, errors, reopen, compressed, data_file, v2, lazy, has_backing, discards, small_caches,
+        snapshot;
     uint8_t *snapshot_content;
     pthread_mutex_t lock; /* the model and random numbers, while workers run */
     struct loop *second;  /* half of the workers run here; NULL: all on the main loop */
@@ -74,6 +75,21 @@ static void choose(struct guest *g)
     g->snapshot = strcmp(kind, "snapshot") == 0;
 }
 
+/* The bytes of the disk that no entry names are not shown, but in a raw data file they are the disk's. */
+static void choose_data_file(struct guest *g)
+{
+    static const unsigned clusters[] = { 512, 1024, 4096, 16384, 65536 };
+    struct cut *c = g->c;
+    bool raw = cut_below(c, 2);
+
+    g->v2 = g->snapshot = g->small_caches = false;
+    g->has_backing = g->has_backing && !raw;
+    g->cluster = clusters[cut_below(c, ARRAY_SIZE(clusters))];
+    snprintf(g->base_kind, sizeof(g->base_kind), "%s", cut_below(c, 2) ? "written" : "empty");
+    snprintf(g->options, sizeof(g->options), "cluster_size=%" PRIu64 ",data_file_raw=%s%s%s", g->cluster,
+             raw ? "on" : "off", g->lazy ? ",lazy_refcounts=on" : "", cut_subclusters(c, g->cluster, false));
+}
+
 /* 512-byte clusters and 64-bit refcounts: one cluster of refcount table counts 4096 clusters. Nearly all of them are
  * the L1 table of a disk of gigabytes, which costs no time as it is empty. */
 static void choose_full_table(struct guest *g)
@@ -95,7 +111,10 @@ static coroutine_fn void co_make_base(struct guest *g)
     struct cut *c = g->c;
     uint64_t half = align_down(g->size / 2, 512);
 
-    cut_co_make_image(c, g->options, g->virtual_size);
+    char *options = g->data_file ? xasprintf("%s,data_file=%s/data", g->options, c->folder) : xstrdup(g->options);
+
+    cut_co_make_image(c, options, g->virtual_size);
+    free(options);
     if (strcmp(g->base_kind, "empty") != 0 && !g->reftable) {
         cut_shell(c, "qemu-io -f qcow2 -c 'write -q -P 201 0 %" PRIu64 "' base", half);
         if (strcmp(g->base_kind, "snapshot") == 0)
@@ -104,7 +123,20 @@ static coroutine_fn void co_make_base(struct guest *g)
         if (strcmp(g->base_kind, "compressed") == 0)
             cut_shell(c, "qemu-img convert -c -O qcow2 -o %s base two && mv two base", g->options);
     }
-    cut_load_base(c, "base");
+    if (g->data_file)
+        cut_load_base_apart(c, "data");
+    else
+        cut_load_base(c, "base");
+}
+
+static coroutine_fn struct blk_node *co_open_image(const struct guest *g, const char *file, bool small, unsigned flags,
+                                                   struct error **errp)
+{
+    const char *backing = g->has_backing ? "below" : NULL;
+
+    if (g->data_file)
+        return cut_co_open_apart(file, backing, flags, errp);
+    return small ? cut_co_open_small(file, backing, flags, errp) : cut_co_open(file, backing, flags, errp);
 }
 
 /* In one image of three a discarded cluster keeps its place. */
@@ -143,9 +175,7 @@ static coroutine_fn void co_open_all(struct guest *g)
         g->snapshot_content = xmalloc(g->size);
         cut_co_read_snapshot(c, c->disk, g->has_backing ? "below" : NULL, g->snapshot_content, g->size);
     }
-    coroutine_fn struct blk_node *(*co_open)(const char *, const char *, unsigned,
-                                             struct error **) = g->small_caches ? cut_co_open_small : cut_co_open;
-    g->node = co_open("logging", g->has_backing ? "below" : NULL, flags, &error);
+    g->node = co_open_image(g, "logging", g->small_caches, flags, &error);
     cut_need(c, g->node, "open", error);
     co_choose_discard(g);
     g->front = blk_front_new("powercut", g->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
@@ -342,7 +372,7 @@ static coroutine_fn void co_check_closed(struct guest *g)
 {
     struct error *error = NULL;
     struct blk_check check = { 0 };
-    struct blk_node *node = cut_co_open("disk", g->has_backing ? "below" : NULL, 0, &error);
+    struct blk_node *node = co_open_image(g, "disk", false, 0, &error);
 
     cut_need(g->c, node, "open after closing", error);
     cut_need(g->c, blk_co_check(node, &check, 0, &error) == 0, "check after closing", error);
@@ -372,8 +402,7 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
     static uint8_t content[1u << 20];
     uint64_t bad;
 
-    struct blk_node *node = cut_co_open("state", g->has_backing ? "below" : NULL,
-                                        g->lazy ? BLK_O_RDWR | BLK_O_RESIZE : 0, &error);
+    struct blk_node *node = co_open_image(g, "state", false, g->lazy ? BLK_O_RDWR | BLK_O_RESIZE : 0, &error);
     if (!node)
         cut_die(c, "clock %" PRIu64 ", %s: the image does not open: %s", m->time, m->what, error_text(error));
     cut_co_check(c, m, node);
@@ -387,7 +416,7 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
     blk_co_node_unref(node);
     if (g->snapshot && cut_below(c, 4) == 0)
         co_judge_snapshot(g, m);
-    if (m->by_qemu)
+    if (m->by_qemu && !g->data_file)
         cut_check_by_qemu(c, m, g->lazy);
 }
 
@@ -399,8 +428,9 @@ coroutine_fn void powercut_co_guest(struct cut *c)
                        .reftable = strcmp(c->settings->kind, "reftable") == 0,
                        .errors = strcmp(c->settings->kind, "errors") == 0,
                        .reopen = strcmp(c->settings->kind, "reopen") == 0,
-                       .compressed = strcmp(c->settings->kind, "compressed") == 0 };
-    bool writeback = g.reftable || g.errors || g.reopen || g.compressed;
+                       .compressed = strcmp(c->settings->kind, "compressed") == 0,
+                       .data_file = strcmp(c->settings->kind, "data-file") == 0 };
+    bool writeback = g.reftable || g.errors || g.reopen || g.compressed || g.data_file;
 
     blk_cache_mode_parse(writeback ? "writeback" : c->settings->kind, &g.flags, &g.write_cache);
     c->log_flags = g.flags;
@@ -410,6 +440,8 @@ coroutine_fn void powercut_co_guest(struct cut *c)
     choose(&g);
     if (g.reftable)
         choose_full_table(&g);
+    if (g.data_file)
+        choose_data_file(&g);
     snprintf(c->label, sizeof(c->label), "%s, %s%s%s, %u workers", g.options, g.base_kind,
              g.has_backing ? ", backing" : "", g.small_caches ? ", small caches" : "", g.workers);
     co_make_base(&g);
