@@ -11,6 +11,7 @@
 #include "create_options.h"
 #include "dirty.h"
 #include "driver.h"
+#include "expand.h"
 #include "header.h"
 #include "relayout.h"
 #include "request.h"
@@ -131,8 +132,12 @@ static int check_downgrade(const struct qcow2 *s, struct error **errp)
     if (others)
         return error_set(errp, -ENOTSUP, "Cannot downgrade an image with incompatible features %#" PRIx64 " set",
                          others);
-    if (s->header.snapshot_count)
-        return error_set(errp, -ENOTSUP, "Internal snapshots prevent downgrade of image");
+    /* Version 2 does not say how large a snapshot's disk is. */
+    for (uint32_t i = 0; i < s->header.snapshot_count; i++) {
+        uint64_t size = s->snapshots[i].disk_size;
+        if (size && size != s->header.size)
+            return error_set(errp, -ENOTSUP, "Internal snapshots prevent downgrade of image");
+    }
     return 0;
 }
 
@@ -210,6 +215,8 @@ static coroutine_fn int co_downgrade(struct qcow2 *s, struct error **errp)
     if (ret < 0)
         return error_set_errno(errp, ret, "Failed to turn zero into data clusters");
     ret = co_set_lazy(s, false, errp);
+    if (ret == 0 && s->header.snapshot_count && (ret = qcow2_co_expand_snapshots(s, errp)) < 0)
+        return error_set_errno(errp, ret, "Failed to turn zero into data clusters");
     if (ret == 0)
         ret = qcow2_co_bitmaps_drop(s, errp);
     if (ret < 0)

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Compact: what all tables name, the active ones and those of snapshots. Each L2 table is gone through once, however
- * many L1 tables name it: an entry in one that so many share stands for as many references.
+ * Compact: what all tables name, the active ones and those of snapshots.
  *
  * First what L2 tables name goes down, then the L2 tables themselves. What only one table names has its new place for
  * itself at once. A cluster that several name gets all its references at its new place before any of them names it, and
@@ -19,6 +18,7 @@
 #include "refcount.h"
 #include "references.h"
 #include "snapshot.h"
+#include "tables.h"
 
 #include <string.h>
 
@@ -256,10 +256,23 @@ static coroutine_fn int co_visit_entry(struct table *t, uint64_t index, struct q
 
 /* ---- L2 tables ---- */
 
-static coroutine_fn int co_visit_table(struct qcow2_compactor *k, uint64_t offset)
+/* Runs the batch, and tells how far it is. */
+static coroutine_fn int co_run_batch(struct qcow2_compactor *k)
 {
+    struct blk_compact *compact = k->compact;
+
+    compact->moved += k->batch.copied;
+    int ret = qcow2_co_batch_run(k->s, &k->batch);
+    if (ret == 0 && compact->progress)
+        compact->progress(compact, compact->moved, k->total);
+    return ret;
+}
+
+static coroutine_fn int co_visit_table(void *arg, uint64_t offset, uint64_t weight)
+{
+    struct qcow2_compactor *k = arg;
     struct qcow2 *s = k->s;
-    struct table t = { .k = k, .weight = qcow2_references(&k->checker, offset >> s->cluster_bits) };
+    struct table t = { .k = k, .weight = weight };
     AUTO_FREE bool *zeroes = NULL;
 
     t.entries = blk_buffer_alloc(s->node->file, s->cluster_size);
@@ -279,33 +292,7 @@ static coroutine_fn int co_visit_table(struct qcow2_compactor *k, uint64_t offse
         return ret;
     }
     ret = qcow2_batch_rewrite(&k->batch, offset, t.entries, s->cluster_size);
-    return ret == 0 ? qcow2_co_batch_run_large(k) : ret;
-}
-
-/* The table that the L1 entry names; 0: none, or one that this pass has gone through. (None lies past the end of the
- * file: the count of references would have said so.) */
-static uint64_t next_table(struct qcow2_compactor *k, uint64_t word)
-{
-    uint64_t offset = be64toh(word) & QCOW2_OFFSET_MASK, cluster = offset >> k->s->cluster_bits;
-
-    if (offset == 0 || cluster >= k->checker.clusters || (k->seen[cluster / 64] >> cluster % 64 & 1))
-        return 0;
-    k->seen[cluster / 64] |= UINT64_C(1) << cluster % 64;
-    return offset;
-}
-
-static coroutine_fn int co_visit_tables(struct qcow2_compactor *k, struct qcow2_tree *tree,
-                                        const struct qcow2_snapshot *sn)
-{
-    int ret = 0;
-
-    (void)sn;
-    for (uint32_t i = 0; i < tree->l1_size && ret == 0; i++) {
-        uint64_t offset = next_table(k, tree->l1[i]);
-        if (offset)
-            ret = co_visit_table(k, offset);
-    }
-    return ret;
+    return ret == 0 && qcow2_batch_is_large(&k->batch) ? co_run_batch(k) : ret;
 }
 
 /* ---- L1 tables ---- */
@@ -314,7 +301,7 @@ static coroutine_fn int co_visit_tables(struct qcow2_compactor *k, struct qcow2_
 static coroutine_fn int co_set_active(struct qcow2_compactor *k, const struct qcow2_tree *tree)
 {
     struct qcow2 *s = k->s;
-    int ret = qcow2_co_batch_run(k);
+    int ret = co_run_batch(k);
 
     if (ret < 0)
         return ret;
@@ -339,12 +326,13 @@ static coroutine_fn int co_set_snapshot(struct qcow2_compactor *k, const struct 
     memset(copy, 0, length);
     memcpy(copy, tree->l1, (size_t)tree->l1_size * 8);
     int ret = qcow2_batch_rewrite(&k->batch, sn->l1_offset, copy, length);
-    return ret == 0 ? qcow2_co_batch_run_large(k) : ret;
+    return ret == 0 && qcow2_batch_is_large(&k->batch) ? co_run_batch(k) : ret;
 }
 
 /* Moves L2 tables. All are taken for shared: their old places stay protected until the pass is at its end. */
-static coroutine_fn int co_visit_l1(struct qcow2_compactor *k, struct qcow2_tree *tree, const struct qcow2_snapshot *sn)
+static coroutine_fn int co_visit_l1(void *arg, struct qcow2_tree *tree, const struct qcow2_snapshot *sn)
 {
+    struct qcow2_compactor *k = arg;
     struct qcow2 *s = k->s;
     bool changed = false;
     int ret = 0;
@@ -370,30 +358,7 @@ static coroutine_fn int co_visit_l1(struct qcow2_compactor *k, struct qcow2_tree
     return sn ? co_set_snapshot(k, tree, sn) : co_set_active(k, tree);
 }
 
-/* ---- all trees ---- */
-
-typedef coroutine_fn int co_tree_fn(struct qcow2_compactor *k, struct qcow2_tree *tree,
-                                    const struct qcow2_snapshot *sn);
-
-/* The active tree, then those of the snapshots. */
-static coroutine_fn int co_each_tree(struct qcow2_compactor *k, co_tree_fn *co_visit, struct error **errp)
-{
-    struct qcow2 *s = k->s;
-    struct qcow2_tree tree;
-    int ret = qcow2_tree_active(s, &tree);
-
-    if (ret == 0) {
-        ret = co_visit(k, &tree, NULL);
-        qcow2_tree_finish(&tree);
-    }
-    for (uint32_t i = 0; i < s->header.snapshot_count && ret == 0; i++) {
-        ret = qcow2_co_tree_of_snapshot(s, &s->snapshots[i], &tree, errp);
-        if (ret == 0)
-            ret = co_visit(k, &tree, &s->snapshots[i]);
-        qcow2_tree_finish(&tree);
-    }
-    return ret == 0 ? qcow2_co_batch_run(k) : ret;
-}
+/* ---- the pass ---- */
 
 /* Nothing names the old places of shared clusters any more. */
 static coroutine_fn int co_free_shared(struct qcow2_compactor *k)
@@ -405,7 +370,7 @@ static coroutine_fn int co_free_shared(struct qcow2_compactor *k)
         if (cluster)
             qcow2_batch_free(&k->batch, cluster, 1, qcow2_references(&k->checker, cluster));
     }
-    return qcow2_co_batch_run(k);
+    return co_run_batch(k);
 }
 
 /* Where tables were they are not protected any more. */
@@ -423,10 +388,13 @@ coroutine_fn int qcow2_co_compact_tables(struct qcow2_compactor *k, struct error
 
     k->full = k->bytes_full = false;
     k->s->free_bytes = 0; /* compressed clusters go where everything goes: down */
-    k->seen = calloc(k->checker.clusters / 64 + 1, sizeof(*k->seen));
-    ret = k->seen ? co_each_tree(k, co_visit_tables, errp) : -ENOMEM;
+    ret = qcow2_co_each_table(k->s, &k->checker, co_visit_table, k, errp);
     if (ret == 0)
-        ret = co_each_tree(k, co_visit_l1, errp);
+        ret = co_run_batch(k);
+    if (ret == 0)
+        ret = qcow2_co_each_tree(k->s, co_visit_l1, k, errp);
+    if (ret == 0)
+        ret = co_run_batch(k);
     if (ret == 0)
         ret = co_protect_tables(k->s, errp);
     if (ret == 0)
@@ -434,7 +402,5 @@ coroutine_fn int qcow2_co_compact_tables(struct qcow2_compactor *k, struct error
     qcow2_batch_finish(&k->batch);
     qcow2_place_finish(&k->clusters);
     qcow2_place_finish(&k->bytes);
-    free(k->seen);
-    k->seen = NULL;
     return ret;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The one order in which compact changes an image: what has another place is copied there; the copy and its refcount
- * are durable before a table names it (W2, W3), and the table is durable before the old place loses its refcount (W5).
+ * The one order in which tables are changed behind the caches: what has another place is copied there; the copy and its
+ * refcount are durable before a table names it (W2, W3), and the table is durable before the old place loses its
+ * refcount (W5).
  */
-#include "compact.h"
+#include "batch.h"
 
 #include "commit.h"
 #include "dirty.h"
@@ -78,22 +79,28 @@ void qcow2_batch_finish(struct qcow2_batch *batch)
 
 /* ---- running it ---- */
 
+struct run {
+    struct qcow2 *s;
+    struct qcow2_batch *batch;
+};
+
 static coroutine_fn int co_copy_one(void *arg, size_t index)
 {
-    const struct qcow2_compactor *k = arg;
-    const struct qcow2_copy *copy = &k->batch.copies[index];
-    AUTO_FREE uint8_t *buffer = blk_buffer_alloc(k->s->node->file, copy->length);
-    int ret = buffer ? blk_co_read(k->s->node->file, copy->from, buffer, copy->length) : -ENOMEM;
+    const struct run *run = arg;
+    const struct qcow2_copy *copy = &run->batch->copies[index];
+    struct blk_node *file = run->s->node->file;
+    AUTO_FREE uint8_t *buffer = blk_buffer_alloc(file, copy->length);
+    int ret = buffer ? blk_co_read(file, copy->from, buffer, copy->length) : -ENOMEM;
 
-    return ret < 0 ? ret : blk_co_write(k->s->node->file, copy->to, buffer, copy->length, 0);
+    return ret < 0 ? ret : blk_co_write(file, copy->to, buffer, copy->length, 0);
 }
 
 /* The table lies where it is read from, and over nothing else. */
 static coroutine_fn int co_rewrite_one(void *arg, size_t index)
 {
-    const struct qcow2_compactor *k = arg;
-    const struct qcow2_rewrite *r = &k->batch.rewrites[index];
-    struct qcow2 *s = k->s;
+    const struct run *run = arg;
+    const struct qcow2_rewrite *r = &run->batch->rewrites[index];
+    struct qcow2 *s = run->s;
 
     co_mutex_lock(&s->lock);
     int ret = qcow2_co_check_overlap(s, r->offset, r->length,
@@ -110,33 +117,24 @@ static coroutine_fn void co_free_all(struct qcow2 *s, const struct qcow2_freed *
     co_mutex_unlock(&s->lock);
 }
 
-coroutine_fn int qcow2_co_batch_run(struct qcow2_compactor *k)
+coroutine_fn int qcow2_co_batch_run(struct qcow2 *s, struct qcow2_batch *batch)
 {
-    struct qcow2_batch *batch = &k->batch;
-    struct qcow2 *s = k->s;
-    int ret = co_crew(batch->copy_count, WORKERS, co_copy_one, k);
+    struct run run = { s, batch };
+    int ret = co_crew(batch->copy_count, WORKERS, co_copy_one, &run);
 
     if (ret == 0)
         ret = qcow2_co_commit(s);
     if (ret == 0)
-        ret = co_crew(batch->rewrite_count, WORKERS, co_rewrite_one, k);
+        ret = co_crew(batch->rewrite_count, WORKERS, co_rewrite_one, &run);
     if (ret == 0)
         co_free_all(s, &batch->freed);
     if (ret == 0)
         ret = qcow2_co_settle(s); /* its first commit makes the tables durable, and only then are clusters freed (W5) */
-    if (ret == 0) {
-        k->compact->moved += batch->copied;
-        if (k->compact->progress)
-            k->compact->progress(k->compact, k->compact->moved, k->total);
-    }
     qcow2_batch_finish(batch);
     return ret;
 }
 
-coroutine_fn int qcow2_co_batch_run_large(struct qcow2_compactor *k)
+bool qcow2_batch_is_large(const struct qcow2_batch *batch)
 {
-    const struct qcow2_batch *batch = &k->batch;
-    bool large = batch->copied >= MUCH_COPIED || batch->rewritten >= MUCH_REWRITTEN || batch->freed.count >= MUCH_FREED;
-
-    return large ? qcow2_co_batch_run(k) : 0;
+    return batch->copied >= MUCH_COPIED || batch->rewritten >= MUCH_REWRITTEN || batch->freed.count >= MUCH_FREED;
 }
