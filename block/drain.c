@@ -91,6 +91,14 @@ coroutine_fn void blk_co_front_settle(struct blk_front *front)
     pthread_mutex_unlock(&front->drain_lock);
 }
 
+bool blk_front_busy(struct blk_front *front)
+{
+    pthread_mutex_lock(&front->drain_lock);
+    bool slow = atomic_load(&front->slow_in_flight) != 0 || front->queued;
+    pthread_mutex_unlock(&front->drain_lock);
+    return slow || !epoch_passed(front->epoch, epoch_retire());
+}
+
 coroutine_fn void front_co_wait_for_all(struct blk_front *front)
 {
     blk_co_domain_wait(front->epoch, epoch_retire());

@@ -178,7 +178,9 @@ coroutine_fn int blk_co_node_unref(struct blk_node *node)
     int ret = node->driver->co_close ? node->driver->co_close(node) : 0;
     while (!list_empty(&node->children)) {
         struct blk_child *child = list_last(&node->children, struct blk_child, in_parent);
-        int child_ret = blk_co_node_unref(blk_child_detach(child));
+        node->closing_child = blk_child_detach(child);
+        int child_ret = blk_co_node_unref(node->closing_child);
+        node->closing_child = NULL;
         if (ret == 0)
             ret = child_ret;
     }
@@ -250,4 +252,6 @@ void blk_node_cancel(struct blk_node *node, bool for_good)
         node->driver->cancel(node, for_good);
     list_for_each(link, &node->children, in_parent)
         blk_node_cancel(link->node, for_good);
+    if (node->closing_child)
+        blk_node_cancel(node->closing_child, for_good);
 }

@@ -10,6 +10,7 @@
 
 #include <base/compiler.h>
 #include <objects/object.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,17 @@ static int set_append(struct config *config, const char *argument, struct error 
 static int set_pidfile(struct config *config, const char *argument, struct error **errp)
 {
     config->pidfile = argument;
+    return 0;
+}
+
+static int set_close_timeout(struct config *config, const char *argument, struct error **errp)
+{
+    char *end;
+    unsigned long seconds = strtoul(argument, &end, 10);
+
+    if (!isdigit((unsigned char)*argument) || *end || seconds > 86400)
+        return error_set(errp, -EINVAL, "-close-timeout %s: a number of seconds from 0 to 86400 is expected", argument);
+    config->close_timeout = (unsigned)seconds;
     return 0;
 }
 
@@ -171,6 +183,8 @@ const struct cmdline_option cmdline_options[] = {
     { "S", NULL, NULL, "freeze CPU at startup (use 'c' in the monitor to start execution)", set_paused },
     { "no-reboot", NULL, NULL, "exit instead of rebooting", set_no_reboot },
     { "pidfile", NULL, "file", "write PID to 'file'", set_pidfile },
+    { "close-timeout", NULL, "seconds", "give up drives that do not close in time (default: 60; 0: never)",
+      set_close_timeout },
     { "nodefaults", NULL, NULL, "don't create default devices (the serial port on this terminal)", set_no_defaults },
     { "no-user-config", NULL, NULL, "there are no user-provided configuration files", no_op },
     { 0 },
@@ -215,7 +229,13 @@ static int check_config(struct config *config, struct error **errp)
 int cmdline_parse(struct config *config, int argc, char **argv, struct error **errp)
 {
     *config = (struct config){
-        .memory = 128ull << 20, .cpus = 1, .sockets = 1, .cores = 1, .threads = 1, .cpu_model = "host"
+        .memory = 128ull << 20,
+        .cpus = 1,
+        .sockets = 1,
+        .cores = 1,
+        .threads = 1,
+        .cpu_model = "host",
+        .close_timeout = 60,
     };
     for (int i = 1; i < argc; i++) {
         const char *text = argv[i];

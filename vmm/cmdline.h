@@ -26,6 +26,7 @@ struct config {
     unsigned cpus, sockets, cores, threads;
     const char *cpu_model, *kernel, *initrd, *append;
     const char *name, *pidfile;
+    unsigned close_timeout; /* seconds; 0: none */
     const char *serials[CONFIG_MAX_SERIALS];
     unsigned serial_count;
     bool start_paused, no_reboot, nographic, no_display, no_defaults;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * -drive and -blockdev. A drive is an open node and, once a device is attached, a front end on it. Drives are closed in
- * the reverse order of their opening, so that a node is closed before those that it refers to by name.
+ * -drive and -blockdev. A drive is an open node and, once a device is attached, a front end on it. At the end they are
+ * closed side by side, so that one that hangs delays no other; a node that others refer to by name closes with the last
+ * of them.
  * Invariant: every node and front end that was opened here is closed here, with its data flushed, however the start
  * failed.
  */
@@ -25,10 +26,15 @@ struct drive {
     bool temporary; /* snapshot=on */
     bool copy_on_read;
     char *serial, *werror, *rerror;
+    bool lent;     /* a device uses it */
+    bool given_up; /* it hung when all was to end */
+    enum { OPEN, FLUSHED, CLOSING } stage;
     struct list link;
 };
 
-static struct list drives = { &drives, &drives };
+static struct list drives = { &drives, &drives }; /* changed by the main loop, under the lock */
+static pthread_mutex_t drives_lock = PTHREAD_MUTEX_INITIALIZER;
+static int end_error;
 
 static const char *const interfaces[] = { "none", "virtio", NULL };
 static const char *const media[] = { "disk", "cdrom", NULL };
@@ -77,7 +83,9 @@ static struct drive *new_drive(const char *text)
     struct drive *drive = xcalloc(1, sizeof(*drive));
     drive->text = xstrdup(text);
     drive->write_cache = true;
+    pthread_mutex_lock(&drives_lock);
     list_append(&drives, &drive->link);
+    pthread_mutex_unlock(&drives_lock);
     return drive;
 }
 
@@ -334,6 +342,7 @@ coroutine_fn int drive_co_attach(const char *name, bool share_rw, struct drive_a
     drive->front = blk_front_new(name, drive->node, perm, shared, errp);
     if (!drive->front)
         return -EPERM;
+    drive->lent = true;
     *attachment = (struct drive_attachment){ drive->front, drive->write_cache, drive->serial, read_only };
     return 0;
 }
@@ -361,30 +370,108 @@ int drive_set_on_error(struct blk_front *front, struct opts *opts, const struct 
 
 /* ---- the end ---- */
 
-static coroutine_fn int co_close_one(struct drive *drive)
+static struct co_cond changed; /* a drive was given back by its device, or is closed; main loop */
+
+__attribute__((constructor)) static void end_init(void) { co_cond_init(&changed); }
+
+static const char *name_of(const struct drive *drive) { return drive->id ? drive->id : drive->text; }
+
+static void free_drive(struct drive *drive)
 {
-    int err = blk_co_front_free(drive->front);
-    int close_err = blk_co_node_unref(drive->node);
-    if (!err)
-        err = close_err;
-    if (err)
-        error_report("data of the drive '%s' may be lost: %s", drive->id ? drive->id : drive->text, strerror(-err));
+    pthread_mutex_lock(&drives_lock);
     list_remove(&drive->link);
+    pthread_mutex_unlock(&drives_lock);
     free(drive->id);
     free(drive->text);
     free(drive->serial);
     free(drive->werror);
     free(drive->rerror);
     free(drive);
-    return err;
 }
 
-coroutine_fn int drives_co_close(void)
+static coroutine_fn int co_close(struct drive *drive)
 {
-    int result = 0;
-    while (!list_empty(&drives)) {
-        int err = co_close_one(list_last(&drives, struct drive, link));
-        result = result ? result : err;
+    drive->stage = CLOSING;
+    int err = blk_co_front_free(drive->front);
+    drive->front = NULL;
+    int close_err = blk_co_node_unref(drive->node);
+    drive->node = NULL;
+    return err ? err : close_err;
+}
+
+/* What is acknowledged when the end begins is flushed at once: its device may take long to become quiet. */
+static coroutine_fn void co_end_one(void *argument)
+{
+    struct drive *drive = argument;
+    struct blk_front *front = drive->front;
+    int err = front && blk_front_writable(front) ? blk_front_co_flush(front) : 0;
+
+    drive->stage = FLUSHED;
+    while (drive->lent)
+        co_cond_wait(&changed, NULL);
+    int close_err = co_close(drive);
+    err = err ? err : close_err;
+    if (err)
+        error_report("data of the drive '%s' may be lost: %s", name_of(drive), strerror(-err));
+    else if (drive->given_up)
+        err = -ECANCELED;
+    end_error = end_error ? end_error : err;
+    free_drive(drive);
+    co_cond_broadcast(&changed);
+}
+
+void drives_begin_end(void)
+{
+    struct drive *drive, *next;
+
+    end_error = 0;
+    list_for_each_safe(drive, next, &drives, link)
+        co_start(co_end_one, drive);
+}
+
+void drive_detach(struct blk_front *front)
+{
+    struct drive *drive;
+
+    list_for_each(drive, &drives, link)
+        if (drive->front == front)
+            drive->lent = false;
+    co_cond_broadcast(&changed);
+}
+
+coroutine_fn int drives_co_end(void)
+{
+    struct drive *drive;
+
+    /* Of devices that the start did not get to finish. */
+    list_for_each(drive, &drives, link)
+        drive->lent = false;
+    co_cond_broadcast(&changed);
+    while (!list_empty(&drives))
+        co_cond_wait(&changed, NULL);
+    return end_error;
+}
+
+void drives_give_up(void)
+{
+    struct drive *drive;
+
+    list_for_each(drive, &drives, link) {
+        /* One that is flushed and idle waits for the machine, which may wait for another disk. */
+        if (!drive->node || (drive->stage == FLUSHED && !(drive->front && blk_front_busy(drive->front))))
+            continue;
+        warn_report("the drive '%s' hangs and is given up: what was not flushed to it may be lost", name_of(drive));
+        drive->given_up = true;
+        blk_node_cancel(drive->node, true);
     }
-    return result;
+}
+
+void drives_report_open(void)
+{
+    struct drive *drive;
+
+    pthread_mutex_lock(&drives_lock);
+    list_for_each(drive, &drives, link)
+        error_report("the drive '%s' was not closed: what was not flushed to it may be lost", name_of(drive));
+    pthread_mutex_unlock(&drives_lock);
 }

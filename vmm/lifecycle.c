@@ -9,12 +9,14 @@
 
 #include "boot.h"
 #include "cmdline.h"
+#include "ending.h"
 #include "pci.h"
 #include "q35.h"
 #include "vcpu.h"
 
 #include <base/compiler.h>
 #include <base/log.h>
+#include <stdlib.h>
 
 LOG_CATEGORY(machine);
 
@@ -43,10 +45,51 @@ static coroutine_fn void co_quiesce_devices(struct machine *machine)
     co_yield();
 }
 
+struct stopping {
+    struct machine *machine;
+    struct co *waiter;
+    unsigned left; /* devices */
+};
+
+struct stopping_device {
+    struct stopping *stopping;
+    struct device *device;
+};
+
+static coroutine_fn void co_stop_device(void *argument)
+{
+    struct stopping_device *one = argument;
+    struct stopping *stopping = one->stopping;
+    struct device *device = one->device;
+    struct quiesce quiesce = { .pending = 1, .waiter = co_self() };
+
+    free(one);
+    device_lock(stopping->machine);
+    if (device->ops->quiesce)
+        device->ops->quiesce(device, &quiesce);
+    device_unlock(stopping->machine);
+    quiesce_release(&quiesce);
+    co_yield();
+    if (device->ops->detach)
+        device->ops->detach(device);
+    if (--stopping->left == 0)
+        co_wake(stopping->waiter);
+}
+
 coroutine_fn void machine_co_stop(struct machine *machine)
 {
+    struct stopping stopping = { .machine = machine, .waiter = co_self(), .left = 1 };
+    struct device *device;
+
     vcpus_co_pause(machine);
-    co_quiesce_devices(machine);
+    list_for_each(device, &machine->devices, link) {
+        struct stopping_device *one = xmalloc(sizeof(*one));
+        *one = (struct stopping_device){ &stopping, device };
+        stopping.left++;
+        co_start(co_stop_device, one);
+    }
+    if (--stopping.left > 0)
+        co_yield();
 }
 
 /* ---- reset ---- */
@@ -88,6 +131,7 @@ int machine_start(struct machine *machine, struct error **errp)
         err = vcpus_start(machine, errp);
     if (err)
         return err;
+    machine->started = true;
     /* The console's monitor works already: it may have changed what -S said. */
     if (!machine->paused && !atomic_load(&machine->events))
         vcpus_resume(machine);
@@ -96,13 +140,18 @@ int machine_start(struct machine *machine, struct error **errp)
 
 /* ---- events ---- */
 
+static bool is_end(const struct machine *machine, unsigned events)
+{
+    return events & MACHINE_SHUTDOWN || (events & MACHINE_RESET && machine->config->no_reboot);
+}
+
 static coroutine_fn void co_handle_events(void *argument)
 {
     struct machine *machine = argument;
     unsigned events;
     while (!machine->ended && (events = atomic_exchange(&machine->events, 0))) {
         vcpus_co_pause(machine);
-        if (events & MACHINE_SHUTDOWN || (events & MACHINE_RESET && machine->config->no_reboot)) {
+        if (is_end(machine, events)) {
             machine->ended = true;
             break;
         }
@@ -122,6 +171,9 @@ static void events_posted(struct loop_post *post)
 {
     struct machine *machine = container_of(post, struct machine, event_post);
     atomic_store(&machine->event_posted, false);
+    /* Not when its turn comes: what is done now may wait for a disk that hangs. */
+    if (machine->started && is_end(machine, atomic_load(&machine->events)))
+        ending_begin(machine);
     if (machine->busy || machine->ended)
         return;
     machine->busy = true;
@@ -149,7 +201,7 @@ void machine_pause(struct machine *machine)
 void machine_continue(struct machine *machine)
 {
     struct device *device;
-    if (!machine->paused)
+    if (!machine->paused || machine->ended)
         return;
     machine->paused = machine->io_error = false;
     list_for_each(device, &machine->devices, link)

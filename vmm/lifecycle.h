@@ -11,4 +11,10 @@ void lifecycle_finish(struct machine *machine);
 int signals_block(struct error **errp);
 /* From then on each of them shuts the machine down. */
 void signals_watch(struct machine *machine);
+/* The main loop looks no more; whoever polls signals_fd() calls signals_take(). */
+void signals_unwatch(void);
+int signals_fd(void);
+/* Any thread, one at a time: takes a signal and reports it; false: there is none. *again: it is SIGTERM or SIGINT, and
+ * not the first of them. */
+bool signals_take(bool *again);
 void signals_finish(void);

@@ -42,6 +42,9 @@ struct device_ops {
     /* Stops taking requests and lets those in flight finish: holds *quiesce until then. vCPUs are paused. NULL:
      * nothing to wait for. */
     void (*quiesce)(struct device *device, struct quiesce *quiesce);
+    /* The machine ends; the device is quiet and stays so: it gives back what others lent it (a drive). Main loop, vCPUs
+     * are paused. NULL: it has nothing. */
+    void (*detach)(struct device *device);
     /* Goes on after quiesce if no reset followed. */
     void (*resume)(struct device *device);
     /* Describes the device in the ACPI DSDT, below the ISA bridge. NULL: it is found by other means. */
@@ -109,6 +112,7 @@ struct machine {
     struct loop_post event_post;
     atomic_bool event_posted;
     _Atomic int exit_status;
+    bool started;                /* all that was asked for is there */
     bool busy;                   /* a coroutine is changing the machine's state */
     bool ended;                  /* stops the main loop */
     bool paused;                 /* until machine_continue() */
@@ -123,7 +127,7 @@ int machine_init(struct machine *machine, const struct config *config, struct er
 void machine_add_device(struct machine *machine, struct device *device, const struct device_ops *ops);
 /* After all devices are there: loads what boots, starts the vCPU threads. */
 int machine_start(struct machine *machine, struct error **errp);
-/* Pauses, finishes all requests; devices and drives are quiet afterwards. */
+/* Pauses, finishes all requests; devices are quiet afterwards, and have given back their drives. For the end. */
 coroutine_fn void machine_co_stop(struct machine *machine);
 void machine_finish(struct machine *machine);
 

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * vmm: reads the command line, builds the machine, runs the main loop, and ends in order: vCPUs paused, requests
- * finished, drives flushed as their cache mode says and closed, terminal restored. Exit status: 0 if the guest
- * powered off (or reset with -no-reboot) or a signal ended us, 1 for an error, or what an isa-debug-exit device was
- * told.
+ * finished, drives flushed as their cache mode says and closed (ending.c: in bounded time), terminal restored. Exit
+ * status: 0 if the guest powered off (or reset with -no-reboot) or a signal ended us, 1 for an error, or what an
+ * isa-debug-exit device was told.
  */
 #include "cmdline.h"
 #include "drive.h"
+#include "ending.h"
 #include "lifecycle.h"
 #include "machine.h"
 #include "object.h"
@@ -58,15 +59,17 @@ static coroutine_fn int co_stop(void *argument)
     return 0;
 }
 
-static coroutine_fn int co_close(void *argument) { return drives_co_close(); }
+static coroutine_fn int co_close(void *argument) { return drives_co_end(); }
 
 /* Everything that was built so far, in reverse. Returns whether data was lost. */
 static int take_down(struct run *run, struct loop *loop)
 {
+    ending_begin(&run->machine);
     co_run(loop, co_stop, run);
     machine_finish(&run->machine);
     int err = co_run(loop, co_close, NULL);
     objects_free();
+    ending_finish();
     return err;
 }
 
@@ -81,9 +84,9 @@ static int run_machine(struct run *run, struct loop *loop)
     }
     if (run->error)
         error_report_free(run->error);
-    signals_finish();
     if (take_down(run, loop) < 0)
         status = 1;
+    signals_finish();
     return status;
 }
 

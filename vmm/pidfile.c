@@ -14,7 +14,11 @@
 
 static const char *ours;
 
-static void remove_ours(void) { unlink(ours); }
+void pidfile_remove(void)
+{
+    if (ours)
+        unlink(ours);
+}
 
 /* Locks the file that has the name: its last owner may have removed the one that was opened. 1: open it again. */
 static int lock(int fd, const char *path, struct error **errp)
@@ -58,6 +62,6 @@ int pidfile_write(const char *path, struct error **errp)
         return -EIO;
     }
     ours = path;
-    atexit(remove_ours);
+    atexit(pidfile_remove);
     return 0; /* fd stays open: it is the lock */
 }

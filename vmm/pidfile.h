@@ -5,3 +5,5 @@
 
 /* Writes our process ID into the file, locks it for the life of the process, and removes it at exit. NULL: nothing. */
 int pidfile_write(const char *path, struct error **errp);
+/* For an end without exit(). Any thread. */
+void pidfile_remove(void);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Signals that end us, taken by the main loop through a signalfd: all threads block them, so nothing is ever
- * interrupted half way; the machine is shut down in order and the exit status is 0, as QEMU's.
+ * interrupted half way; the machine is shut down in order and the exit status is 0, as QEMU's. Once it is, ending.c
+ * takes those that follow.
  */
 #include "lifecycle.h"
 
@@ -16,7 +17,8 @@
 static struct {
     struct loop_fd watch;
     struct machine *machine;
-    bool watched;
+    bool watched, leaving;
+    bool asked; /* SIGTERM or SIGINT has come; whoever takes signals */
 } signals = { .watch = { .fd = -1 } };
 
 int signals_block(struct error **errp)
@@ -44,19 +46,38 @@ static void read_command(uint32_t pid, char *name, size_t size)
     name[strcspn(name, "\n")] = 0;
 }
 
-static void ready(struct loop_fd *watch, short revents)
+static void report(const struct signalfd_siginfo *info, bool again)
+{
+    const char *what = again ? "waiting no longer" : "terminating";
+    char name[32] = "";
+
+    if (info->ssi_pid) {
+        read_command(info->ssi_pid, name, sizeof(name));
+        error_report("%s on signal %u from pid %u (%s)", what, info->ssi_signo, info->ssi_pid, name);
+    } else {
+        error_report("%s on signal %u", what, info->ssi_signo);
+    }
+}
+
+bool signals_take(bool *again)
 {
     struct signalfd_siginfo info;
-    if (read(watch->fd, &info, sizeof(info)) != sizeof(info))
-        return;
-    char name[32] = "";
-    if (info.ssi_pid) {
-        read_command(info.ssi_pid, name, sizeof(name));
-        error_report("terminating on signal %u from pid %u (%s)", info.ssi_signo, info.ssi_pid, name);
-    } else {
-        error_report("terminating on signal %u", info.ssi_signo);
-    }
-    machine_event(signals.machine, MACHINE_SHUTDOWN, 0);
+
+    if (read(signals.watch.fd, &info, sizeof(info)) != sizeof(info))
+        return false;
+    /* A terminal that goes away sends SIGHUP beside what a person or a service manager sends. */
+    bool asks = info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT;
+    *again = asks && signals.asked;
+    signals.asked |= asks;
+    report(&info, *again);
+    return true;
+}
+
+static void ready(struct loop_fd *watch, short revents)
+{
+    bool again;
+    if (signals_take(&again))
+        machine_event(signals.machine, MACHINE_SHUTDOWN, 0);
 }
 
 void signals_watch(struct machine *machine)
@@ -68,12 +89,20 @@ void signals_watch(struct machine *machine)
     loop_fd_add(machine->loop, &signals.watch);
 }
 
+int signals_fd(void) { return signals.watch.fd; }
+
 static void removed(struct loop_fd *watch) { signals.watched = false; }
+
+void signals_unwatch(void)
+{
+    if (signals.watched && !signals.leaving)
+        loop_fd_remove(&signals.watch, removed);
+    signals.leaving = true;
+}
 
 void signals_finish(void)
 {
-    if (signals.watched)
-        loop_fd_remove(&signals.watch, removed);
+    signals_unwatch();
     while (signals.watched)
         loop_step(loop_current(), true);
     if (signals.watch.fd >= 0)

@@ -157,6 +157,13 @@ static void blk_quiesce(struct device *device, struct quiesce *quiesce)
     virtio_quiesce(&container_of(device, struct virtio_blk, device)->vdev, quiesce);
 }
 
+static void blk_detach(struct device *device)
+{
+    struct virtio_blk *blk = container_of(device, struct virtio_blk, device);
+    drive_detach(blk->front);
+    blk->front = NULL;
+}
+
 static void blk_resume(struct device *device) { virtio_blk_retry(container_of(device, struct virtio_blk, device)); }
 
 static void blk_free(struct device *device)
@@ -170,7 +177,7 @@ static void blk_free(struct device *device)
 }
 
 static const struct device_ops device_ops = {
-    .reset = blk_reset, .quiesce = blk_quiesce, .resume = blk_resume, .free = blk_free
+    .reset = blk_reset, .quiesce = blk_quiesce, .detach = blk_detach, .resume = blk_resume, .free = blk_free
 };
 
 /* ---- options ---- */

@@ -49,6 +49,8 @@ coroutine_fn void blk_co_drain_begin(struct blk_node *node);
 void blk_drain_end(struct blk_node *node);
 /* Waits until nothing of this front end is in flight, without holding back. */
 coroutine_fn void blk_co_front_settle(struct blk_front *front);
+/* Is anything of this front end in flight, or waiting for a drained section to end? Main loop. */
+bool blk_front_busy(struct blk_front *front);
 
 /* ---- requests: any loop ---- */
 

@@ -292,7 +292,8 @@ struct blk_node {
     bool opened;                 /* the driver's co_open() has returned, and well */
     /* Its last reference has gone: nobody finds it, or gets another. It waits for drained sections, then it closes. */
     enum { BLK_STAYS, BLK_CLOSE_WAITS, BLK_CLOSES } closing;
-    unsigned pinned; /* BLK_PERM_*: locked on the host whatever the parents do (block/perm.h) */
+    struct blk_node *closing_child; /* closed by it, and not linked to it any more; for blk_node_cancel() */
+    unsigned pinned;                /* BLK_PERM_*: locked on the host whatever the parents do (block/perm.h) */
     struct list in_graph;
 
     /* block/bitmap.h: the image's dirty bitmaps, and how many of them record changes. Drained. */
