@@ -53,6 +53,8 @@ static bool holds(const struct crash_op *op, const uint8_t *content, uint64_t se
 
     if (op->kind == CRASH_WRITE)
         crash_stamp(wanted, op->value, sector);
+    if (op->kind == CRASH_FILL)
+        memset(wanted, (int)(op->value & 0xff), sizeof(wanted));
     return memcmp(wanted, content, 512) == 0;
 }
 
@@ -103,6 +105,22 @@ static bool sector_allowed(const struct crash_model *m, const uint8_t *content, 
     return false;
 }
 
+bool crash_model_allows_sector(const struct crash_model *m, const uint8_t *content, uint64_t sector, uint64_t time)
+{
+    return sector_allowed(m, content + sector * 512, sector, time, last_flush(m, time));
+}
+
+bool crash_model_knows(const struct crash_model *m, const uint8_t *content, uint64_t sector)
+{
+    if (memcmp(content + sector * 512, m->initial + sector * 512, 512) == 0)
+        return true;
+    for (size_t i = 0; i < m->count; i++) {
+        if (covers(m->ops[i], sector) && holds(m->ops[i], content + sector * 512, sector))
+            return true;
+    }
+    return false;
+}
+
 bool crash_model_allows(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t *bad)
 {
     uint64_t flush_start = last_flush(m, time);
@@ -129,6 +147,7 @@ void crash_model_explain(const struct crash_model *m, const uint8_t *content, ui
             continue;
         fprintf(out, "  %s value %" PRIu64 " sectors %" PRIu64 "+%" PRIu64 " clock %" PRIu64 "-%" PRIu64 "%s%s%s%s\n",
                 op->kind == CRASH_WRITE  ? "write"
+                : op->kind == CRASH_FILL ? "fill "
                 : op->kind == CRASH_ZERO ? "zero "
                                          : "flush",
                 op->value, op->first, op->count, op->start, op->end, op->fua ? " fua" : "", op->failed ? " failed" : "",

@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum crash_kind { CRASH_WRITE, CRASH_ZERO, CRASH_FLUSH };
+enum crash_kind { CRASH_WRITE, CRASH_FILL, CRASH_ZERO, CRASH_FLUSH }; /* FILL: with the lowest byte of `value` */
 
 #define CRASH_NEVER UINT64_MAX
 
@@ -41,5 +41,8 @@ struct crash_op *crash_model_add(struct crash_model *m, uint64_t first, uint64_t
 void crash_stamp(uint8_t *sector, uint64_t value, uint64_t number);
 /* Is this content allowed at `time`? *bad is the first sector that is not. */
 bool crash_model_allows(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t *bad);
+bool crash_model_allows_sector(const struct crash_model *m, const uint8_t *content, uint64_t sector, uint64_t time);
+/* Has this sector ever been given what it holds? If not, it is another's, or nobody's. */
+bool crash_model_knows(const struct crash_model *m, const uint8_t *content, uint64_t sector);
 void crash_model_explain(const struct crash_model *m, const uint8_t *content, uint64_t time, uint64_t sector,
                          FILE *out);

@@ -7,7 +7,8 @@
  * that had begun, with nothing but what was durable, and with samples of the rest dropped and torn (powercut_disk.c).
  * The workload judges each such disk; the installed qemu-img checks a sample of them.
  *
- * KIND is a cache mode or `reftable` (guest requests: powercut_guest.c), or one of the workloads below.
+ * KIND is a cache mode or `reftable` (guest requests: powercut_guest.c), or one of the workloads below; `program` runs
+ * another program, and judges what that writes (powercut_program.c).
  */
 #include "powercut.h"
 
@@ -26,7 +27,7 @@ static const struct workload {
     { "snapshot", powercut_co_snapshot }, { "errors", powercut_co_guest },    { "reopen", powercut_co_guest },
     { "compressed", powercut_co_guest },  { "backing", powercut_co_backing }, { "empty", powercut_co_empty },
     { "amend", powercut_co_amend },       { "bitmaps", powercut_co_bitmaps }, { "compact", powercut_co_compact },
-    { "data-file", powercut_co_guest },
+    { "data-file", powercut_co_guest },   { "program", powercut_co_program },
 };
 
 static coroutine_fn void (*find_workload(const char *kind))(struct cut *c)
@@ -41,11 +42,22 @@ static coroutine_fn void (*find_workload(const char *kind))(struct cut *c)
     return blk_cache_mode_parse(kind, &flags, &write_cache) == 0 ? powercut_co_guest : NULL;
 }
 
+/* Are there any? */
+static bool add_findings(struct cut_findings *to, const struct cut_findings *from)
+{
+    to->refused += from->refused;
+    to->corrupt += from->corrupt;
+    to->lost += from->lost;
+    to->stale += from->stale;
+    return from->refused || from->corrupt || from->lost || from->stale;
+}
+
 static coroutine_fn int co_main(void *arg)
 {
     const struct settings *settings = arg;
     coroutine_fn void (*co_work)(struct cut * c) = find_workload(settings->kind);
-    uint64_t states = 0, checked = 0;
+    struct cut_findings all = { 0 };
+    uint64_t states = 0, checked = 0, workloads_with = 0;
 
     for (unsigned i = 0; i < settings->workloads; i++) {
         struct cut c = { .settings = settings, .seed = settings->seed + i, .random = settings->seed + i };
@@ -55,17 +67,23 @@ static coroutine_fn int co_main(void *arg)
         cut_need(&c, mkdtemp(c.folder), "folder", NULL);
         c.log_path = xasprintf("%s/log", c.folder);
         co_work(&c);
-        cut_shell(&c, "rm -f log state base data two qemu.out");
+        cut_shell(&c, "rm -f log state base data two stamps out qemu.out");
         rmdir(c.folder);
         logwrites_close(c.log);
         free(c.log_path);
         free(c.base);
         states += c.states;
         checked += c.checked_by_qemu;
+        workloads_with += add_findings(&all, &c.findings);
     }
     printf("%s: %u workloads, %" PRIu64 " disks after a cut, %" PRIu64 " of them checked by qemu-img too\n",
            settings->kind, settings->workloads, states, checked);
-    return 0;
+    if (!workloads_with)
+        return 0;
+    printf("%" PRIu64 " workloads with findings; of the disks %" PRIu64 " are refused, %" PRIu64 " corrupt, %" PRIu64
+           " have lost what was flushed, %" PRIu64 " have sectors with what was never written there\n",
+           workloads_with, all.refused, all.corrupt, all.lost, all.stale);
+    return 1;
 }
 
 int main(int argc, char **argv)

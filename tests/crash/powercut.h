@@ -26,6 +26,12 @@ struct settings {
     bool quick;
 };
 
+/* Disks; what is wrong with them is counted only where another program made them. */
+struct cut_findings {
+    uint64_t refused, corrupt; /* not opened or checked; worse than leaks */
+    uint64_t lost, stale;      /* without what was flushed; with what was never written there */
+};
+
 struct cut {
     const struct settings *settings;
     uint64_t seed, random;
@@ -44,6 +50,7 @@ struct cut {
     uint64_t image_length;
     struct blk_node *state;
     uint64_t states, checked_by_qemu;
+    struct cut_findings findings;
 };
 
 /* A disk to judge. */
@@ -65,6 +72,7 @@ coroutine_fn void powercut_co_empty(struct cut *c);
 coroutine_fn void powercut_co_amend(struct cut *c);
 coroutine_fn void powercut_co_bitmaps(struct cut *c);
 coroutine_fn void powercut_co_compact(struct cut *c);
+coroutine_fn void powercut_co_program(struct cut *c);
 
 /* ---- powercut_file.c ---- */
 
