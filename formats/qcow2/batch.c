@@ -9,6 +9,7 @@
 #include "commit.h"
 #include "dirty.h"
 #include "overlap.h"
+#include "refcount.h"
 
 #include <base/crew.h>
 
@@ -22,6 +23,19 @@
 
 /* ---- filling one ---- */
 
+/* The list, with room for one more; NULL: there is no memory. */
+static void *with_room(void *list, size_t count, size_t *capacity, size_t size)
+{
+    size_t wanted = *capacity ? *capacity * 2 : 64;
+
+    if (count < *capacity)
+        return list;
+    list = realloc(list, wanted * size);
+    if (list)
+        *capacity = wanted;
+    return list;
+}
+
 int qcow2_batch_copy(struct qcow2_batch *batch, uint64_t from, uint64_t to, uint64_t length)
 {
     struct qcow2_copy *last = batch->copy_count ? &batch->copies[batch->copy_count - 1] : NULL;
@@ -32,39 +46,44 @@ int qcow2_batch_copy(struct qcow2_batch *batch, uint64_t from, uint64_t to, uint
         last->length += length;
         return 0;
     }
-    if (batch->copy_count == batch->copy_capacity) {
-        size_t capacity = batch->copy_capacity ? batch->copy_capacity * 2 : 64;
-        struct qcow2_copy *copies = realloc(batch->copies, capacity * sizeof(*copies));
-        if (!copies)
-            return -ENOMEM;
-        batch->copies = copies;
-        batch->copy_capacity = capacity;
-    }
-    batch->copies[batch->copy_count++] = (struct qcow2_copy){ from, to, length };
+    struct qcow2_copy *copies = with_room(batch->copies, batch->copy_count, &batch->copy_capacity, sizeof(*copies));
+    if (!copies)
+        return -ENOMEM;
+    batch->copies = copies;
+    copies[batch->copy_count++] = (struct qcow2_copy){ from, to, length };
     return 0;
 }
 
 int qcow2_batch_rewrite(struct qcow2_batch *batch, uint64_t offset, void *data, uint64_t length)
 {
-    if (batch->rewrite_count == batch->rewrite_capacity) {
-        size_t capacity = batch->rewrite_capacity ? batch->rewrite_capacity * 2 : 64;
-        struct qcow2_rewrite *rewrites = realloc(batch->rewrites, capacity * sizeof(*rewrites));
-        if (!rewrites) {
-            free(data);
-            return -ENOMEM;
-        }
-        batch->rewrites = rewrites;
-        batch->rewrite_capacity = capacity;
+    struct qcow2_rewrite *rewrites = with_room(batch->rewrites, batch->rewrite_count, &batch->rewrite_capacity,
+                                               sizeof(*rewrites));
+
+    if (!rewrites) {
+        free(data);
+        return -ENOMEM;
     }
-    batch->rewrites[batch->rewrite_count++] = (struct qcow2_rewrite){ offset, length, data };
+    batch->rewrites = rewrites;
+    rewrites[batch->rewrite_count++] = (struct qcow2_rewrite){ offset, length, data };
     batch->rewritten += length;
     return 0;
 }
 
-void qcow2_batch_free(struct qcow2_batch *batch, uint64_t cluster, uint64_t count, uint64_t times)
+int qcow2_batch_free(struct qcow2_batch *batch, uint64_t cluster, uint64_t count, uint64_t times)
 {
-    for (uint64_t i = 0; i < times; i++)
-        qcow2_freed_add(&batch->freed, cluster, count, QCOW2_FREED_BY_OTHER);
+    struct qcow2_release *last = batch->release_count ? &batch->releases[batch->release_count - 1] : NULL;
+
+    if (last && last->times == times && last->cluster + last->count == cluster) {
+        last->count += count;
+        return 0;
+    }
+    struct qcow2_release *releases = with_room(batch->releases, batch->release_count, &batch->release_capacity,
+                                               sizeof(*releases));
+    if (!releases)
+        return -ENOMEM;
+    batch->releases = releases;
+    releases[batch->release_count++] = (struct qcow2_release){ cluster, count, times };
+    return 0;
 }
 
 void qcow2_batch_finish(struct qcow2_batch *batch)
@@ -73,7 +92,7 @@ void qcow2_batch_finish(struct qcow2_batch *batch)
         free(batch->rewrites[i].data);
     free(batch->rewrites);
     free(batch->copies);
-    free(batch->freed.extents);
+    free(batch->releases);
     *batch = (struct qcow2_batch){ 0 };
 }
 
@@ -109,12 +128,29 @@ static coroutine_fn int co_rewrite_one(void *arg, size_t index)
     return ret < 0 ? ret : blk_co_write(s->node->file, r->offset, r->data, r->length, 0);
 }
 
-static coroutine_fn void co_free_all(struct qcow2 *s, const struct qcow2_freed *freed)
+/* All references but one. There may be a great many of them, so they go at once. Lock held. */
+static coroutine_fn int co_lower(struct qcow2 *s, uint64_t cluster, uint64_t by)
 {
+    uint64_t count = 0;
+    int ret = qcow2_co_refcount(s, cluster, &count);
+
+    return ret == 0 && count ? qcow2_co_refcount_change(s, cluster, count - MIN(by, count - 1)) : ret;
+}
+
+static coroutine_fn int co_release_all(struct qcow2 *s, const struct qcow2_batch *batch)
+{
+    int ret = 0;
+
     co_mutex_lock(&s->lock);
-    for (size_t i = 0; i < freed->count; i++)
-        qcow2_free_clusters(s, freed->extents[i].cluster, freed->extents[i].count, freed->extents[i].by);
+    for (size_t i = 0; i < batch->release_count && ret == 0; i++) {
+        const struct qcow2_release *r = &batch->releases[i];
+        for (uint64_t j = 0; j < r->count && r->times > 1 && ret == 0; j++)
+            ret = co_lower(s, r->cluster + j, r->times - 1);
+        if (r->times)
+            qcow2_free_clusters(s, r->cluster, r->count, QCOW2_FREED_BY_OTHER);
+    }
     co_mutex_unlock(&s->lock);
+    return ret;
 }
 
 coroutine_fn int qcow2_co_batch_run(struct qcow2 *s, struct qcow2_batch *batch)
@@ -127,14 +163,16 @@ coroutine_fn int qcow2_co_batch_run(struct qcow2 *s, struct qcow2_batch *batch)
     if (ret == 0)
         ret = co_crew(batch->rewrite_count, WORKERS, co_rewrite_one, &run);
     if (ret == 0)
-        co_free_all(s, &batch->freed);
+        ret = blk_co_flush(s->node->file); /* W5 */
     if (ret == 0)
-        ret = qcow2_co_settle(s); /* its first commit makes the tables durable, and only then are clusters freed (W5) */
+        ret = co_release_all(s, batch);
+    if (ret == 0)
+        ret = qcow2_co_settle(s);
     qcow2_batch_finish(batch);
     return ret;
 }
 
 bool qcow2_batch_is_large(const struct qcow2_batch *batch)
 {
-    return batch->copied >= MUCH_COPIED || batch->rewritten >= MUCH_REWRITTEN || batch->freed.count >= MUCH_FREED;
+    return batch->copied >= MUCH_COPIED || batch->rewritten >= MUCH_REWRITTEN || batch->release_count >= MUCH_FREED;
 }

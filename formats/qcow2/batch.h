@@ -18,13 +18,19 @@ struct qcow2_rewrite {
     void *data;
 };
 
+/* References that go once nothing has them: so many to each of the clusters. */
+struct qcow2_release {
+    uint64_t cluster, count, times;
+};
+
 /* Changes that become durable together. */
 struct qcow2_batch {
     struct qcow2_copy *copies;
     size_t copy_count, copy_capacity;
     struct qcow2_rewrite *rewrites;
     size_t rewrite_count, rewrite_capacity;
-    struct qcow2_freed freed;   /* what nothing refers to once they are: an extent for each reference */
+    struct qcow2_release *releases;
+    size_t release_count, release_capacity;
     uint64_t copied, rewritten; /* bytes */
 };
 
@@ -32,7 +38,7 @@ int qcow2_batch_copy(struct qcow2_batch *batch, uint64_t from, uint64_t to, uint
 /* Takes over `data`, also if it fails. */
 int qcow2_batch_rewrite(struct qcow2_batch *batch, uint64_t offset, void *data, uint64_t length);
 /* `times` references to each of the clusters. */
-void qcow2_batch_free(struct qcow2_batch *batch, uint64_t cluster, uint64_t count, uint64_t times);
+int qcow2_batch_free(struct qcow2_batch *batch, uint64_t cluster, uint64_t count, uint64_t times);
 /* Copies, makes the copies and their refcounts durable, then rewrites tables, makes these durable, then frees. The
  * batch is empty afterwards, also if it fails. */
 coroutine_fn int qcow2_co_batch_run(struct qcow2 *s, struct qcow2_batch *batch);

@@ -265,6 +265,7 @@ static coroutine_fn int co_passes(struct qcow2_compactor *k, struct error **errp
     k->moved = true;
     for (unsigned i = 0; i < MAX_PASSES && k->moved && ret == 0; i++) {
         k->moved = false;
+        k->find_zeroes = k->compact->find_zeroes && i == 0;
         if (i > 0)
             ret = co_count(k);
         if (ret == 0)

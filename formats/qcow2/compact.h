@@ -19,7 +19,8 @@ struct qcow2_compactor {
     uint64_t boundary;            /* a cluster: what lies from there on is to be moved down */
     bool moved;                   /* the pass has moved something */
     bool full, bytes_full;        /* there is no free cluster further down */
-    uint64_t total;               /* clusters to be moved, for the progress */
+    bool find_zeroes;             /* the pass reads all data */
+    uint64_t total;               /* bytes to be moved, for the progress */
     /* What more than one table names, by its old place: clusters, whose references there go when the pass is at its
      * end; and compressed ones. */
     struct qcow2_place_map clusters, bytes;

@@ -80,7 +80,7 @@ static coroutine_fn int co_move_cluster(struct qcow2_compactor *k, uint64_t from
     if (ret == 0 && shared)
         ret = qcow2_place_add(&k->clusters, from, *to);
     else if (ret == 0)
-        qcow2_batch_free(&k->batch, from >> s->cluster_bits, 1, 1);
+        ret = qcow2_batch_free(&k->batch, from >> s->cluster_bits, 1, 1);
     k->moved = true;
     return ret;
 }
@@ -150,8 +150,11 @@ static int length_in_pool(void *arg)
 static coroutine_fn int co_compressed_length(struct qcow2_compactor *k, uint64_t offset, uint64_t *length)
 {
     struct qcow2 *s = k->s;
+    uint64_t size = blk_node_size(s->node->file);
 
-    *length = MIN(*length, blk_node_size(s->node->file) - offset);
+    *length = offset < size ? MIN(*length, size - offset) : 0;
+    if (*length == 0)
+        return 0;
     AUTO_FREE uint8_t *in = malloc(*length), *out = malloc(s->cluster_size);
     int ret = in && out ? blk_co_read(s->node->file, offset, in, *length) : -ENOMEM;
     if (ret < 0)
@@ -193,8 +196,9 @@ static coroutine_fn int co_move_bytes(struct table *t, struct qcow2_entry *entry
         ret = qcow2_batch_copy(&k->batch, from, to, length);
     if (ret == 0 && !copied && s->header.snapshot_count)
         ret = qcow2_place_add(&k->bytes, from, to);
-    qcow2_batch_free(&k->batch, from >> s->cluster_bits,
-                     ((from + whole - 1) >> s->cluster_bits) - (from >> s->cluster_bits) + 1, t->weight);
+    uint64_t first = from >> s->cluster_bits, last = (from + whole - 1) >> s->cluster_bits;
+    if (ret == 0)
+        ret = qcow2_batch_free(&k->batch, first, last - first + 1, t->weight);
     *entry = qcow2_entry_compressed(to, length, s->cluster_bits);
     k->moved = t->changed = true;
     return ret;
@@ -239,10 +243,9 @@ static coroutine_fn int co_visit_entry(struct table *t, uint64_t index, struct q
     if (!qcow2_place_of(&k->clusters, from) && without_cluster(t, index, entry)) {
         uint64_t cluster = from >> s->cluster_bits, references = qcow2_references(&k->checker, cluster);
         qcow2_references_set(&k->checker, cluster, references - MIN(t->weight, references));
-        qcow2_batch_free(&k->batch, cluster, 1, t->weight);
         k->compact->dropped += t->weight;
         k->moved = t->changed = true;
-        return 0;
+        return qcow2_batch_free(&k->batch, cluster, 1, t->weight);
     }
     if (!is_high(k, from, s->cluster_size))
         return 0;
@@ -277,7 +280,7 @@ static coroutine_fn int co_visit_table(void *arg, uint64_t offset, uint64_t weig
 
     t.entries = blk_buffer_alloc(s->node->file, s->cluster_size);
     int ret = t.entries ? blk_co_read(s->node->file, offset, t.entries, s->cluster_size) : -ENOMEM;
-    if (ret == 0 && k->compact->find_zeroes && !s->external) {
+    if (ret == 0 && k->find_zeroes && !s->external) {
         ret = qcow2_co_find_zeroes(s, t.entries, &zeroes);
         t.zeroes = zeroes;
     }
@@ -364,13 +367,14 @@ static coroutine_fn int co_visit_l1(void *arg, struct qcow2_tree *tree, const st
 static coroutine_fn int co_free_shared(struct qcow2_compactor *k)
 {
     const struct qcow2_place_map *map = &k->clusters;
+    int ret = 0;
 
-    for (size_t i = 0; i < map->capacity; i++) {
+    for (size_t i = 0; i < map->capacity && ret == 0; i++) {
         uint64_t cluster = map->slots[i].from >> k->s->cluster_bits;
         if (cluster)
-            qcow2_batch_free(&k->batch, cluster, 1, qcow2_references(&k->checker, cluster));
+            ret = qcow2_batch_free(&k->batch, cluster, 1, qcow2_references(&k->checker, cluster));
     }
-    return co_run_batch(k);
+    return ret == 0 ? co_run_batch(k) : ret;
 }
 
 /* Where tables were they are not protected any more. */

@@ -40,8 +40,8 @@ static coroutine_fn int co_expand_entry(struct expansion *x, struct qcow2_entry 
     enum qcow2_kind kind = qcow2_entry_kind(*entry);
     int ret = s->header.backing_offset ? co_take_zeroes(s, weight, &offset) : 0;
 
-    if (kind == QCOW2_ZERO_ALLOCATED)
-        qcow2_batch_free(&x->batch, qcow2_entry_host(*entry) >> s->cluster_bits, 1, weight);
+    if (ret == 0 && kind == QCOW2_ZERO_ALLOCATED)
+        ret = qcow2_batch_free(&x->batch, qcow2_entry_host(*entry) >> s->cluster_bits, 1, weight);
     *entry = offset ? qcow2_entry_with_copied(qcow2_entry_data(offset, 0), weight == 1) : qcow2_entry_absent();
     return ret;
 }

@@ -14,6 +14,7 @@
 #include <base/compiler.h>
 #include <base/coroutine.h>
 #include <base/endian.h>
+#include <block/change.h>
 #include <block/image.h>
 #include <block/snapshot.h>
 #include <stdlib.h>
@@ -118,6 +119,14 @@ static coroutine_fn void co_snapshot(struct blk_node *node, const uint8_t *op)
     oracle_result(&oracle, ret);
 }
 
+static coroutine_fn void co_compact(struct blk_node *node, const uint8_t *op)
+{
+    struct blk_compact compact = { .find_zeroes = op[3] & 2 };
+
+    if (blk_node_writable(node))
+        oracle_result(&oracle, blk_co_compact(node, &compact, NULL));
+}
+
 /* Refused if it is not a whole cluster (-EINVAL), or has data (-EIO): of several clusters some may be written then. */
 static coroutine_fn void co_write_compressed(struct blk_node *node, const uint8_t *op, uint64_t offset, uint8_t *buffer)
 {
@@ -152,6 +161,10 @@ static coroutine_fn void co_operate(struct blk_node *node, const uint8_t *op)
         length = length < size - offset ? length : size - offset;
     if (length == 0)
         return;
+    if (op[0] % 10 == 6 && op[3] & 1) {
+        co_compact(node, op);
+        return;
+    }
     if (op[0] % 10 == 2 && op[3] & 1) {
         co_write_compressed(node, op, offset, buffer);
         return;
