@@ -15,7 +15,7 @@
 
 struct holes {
     uint64_t random; /* the seed */
-    bool snapshot;   /* there shall be one, "kept" */
+    bool snapshot;   /* there shall be one, "kept"; filled: there is */
     char options[200];
     uint8_t content[HOLES_BYTES], kept[HOLES_BYTES]; /* what the disk, and the snapshot, show */
 };
