@@ -104,15 +104,22 @@ static coroutine_fn int co_amend(struct blk_front *front, void *arg)
     return ret < 0 ? 1 : 0;
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
+    { 't', "cache", "CACHE", "cache mode for the image" },
+    PROGRESS_OPTION,
+    IMAGE_QUIET_OPTION,
+    { OPTION_FORCE, "force", NULL, "let an image lose its last key; no format here has keys" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct amend_args *args)
 {
-    static const struct option options[] = { IMAGE_LONG_OPTIONS,
-                                             { "force", no_argument, NULL, OPTION_FORCE },
-                                             { NULL, 0, NULL, 0 } };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":ho:f:t:pq", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'o':
             if (!create_opts_add(&args->options, optarg))
@@ -160,6 +167,7 @@ static struct img_command amend = {
     .help =
         "Changes options of an image that it was created with. '-f FMT -o help' lists which. What it shows stays as\n"
         "it is, but for the size.",
+    .options = options,
     .co_run = co_run_amend,
 };
 IMG_COMMAND(amend)

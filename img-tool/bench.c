@@ -249,10 +249,9 @@ static coroutine_fn int co_bench(struct blk_front *front, void *arg)
 /* ---- command line ---- */
 
 enum {
-    OPTION_FLUSH_INTERVAL = 256,
+    OPTION_FLUSH_INTERVAL = IMAGE_OPT_OWN,
     OPTION_NO_DRAIN,
     OPTION_PATTERN,
-    OPTION_IMAGE_OPTS,
     OPTION_RANDOM,
     OPTION_TIME,
     OPTION_LOOPS,
@@ -321,24 +320,36 @@ static int check_args(struct bench_args *args)
     return image_source_valid(&args->source) ? -1 : 1;
 }
 
+static const struct img_option options[] = {
+    IMG_HELP_OPTION,
+    IMAGE_IMAGE_OPTS_OPTION,
+    IMAGE_FORMAT_OPTION,
+    { 't', "cache", "CACHE", "cache mode" },
+    { 'i', "aio", "threads|native|io_uring", "how requests go to the host" },
+    { 'n', "native", NULL, "accepted: native AIO is what is done anyway" },
+    { 'c', "count", "COUNT", "so many requests (75000)" },
+    { 'd', "depth", "DEPTH", "so many at a time (64)" },
+    { 's', "buffer-size", "SIZE", "bytes of a request (4096)" },
+    { 'S', "step-size", "STEP", "bytes from one request to the next; as many as a request has, if not given" },
+    { 'o', "offset", "OFFSET", "where the first request goes" },
+    { 'w', "write", NULL, "write; the content is overwritten" },
+    { OPTION_PATTERN, "pattern", "BYTE", "the byte to write (0)" },
+    { OPTION_FLUSH_INTERVAL, "flush-interval", "N", "flush after so many writes" },
+    { OPTION_NO_DRAIN, "no-drain", NULL, "do not wait for other requests before a flush" },
+    { OPTION_RANDOM, "random", "SEED", "send requests to random places" },
+    { OPTION_TIME, "time", "SECONDS", "end after that long" },
+    { OPTION_LOOPS, "loops", "N", "use so many threads on the image" },
+    { OPTION_JSON, "json", NULL, "print more, for programs" },
+    IMAGE_FORCE_SHARE_OPTION,
+    { 'q', "quiet", NULL, "accepted; nothing less is printed" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct bench_args *args)
 {
-    static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "flush-interval", required_argument, NULL, OPTION_FLUSH_INTERVAL },
-        { "pattern", required_argument, NULL, OPTION_PATTERN },
-        { "no-drain", no_argument, NULL, OPTION_NO_DRAIN },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
-        { "force-share", no_argument, NULL, 'U' },
-        { "random", required_argument, NULL, OPTION_RANDOM },
-        { "time", required_argument, NULL, OPTION_TIME },
-        { "loops", required_argument, NULL, OPTION_LOOPS },
-        { "json", no_argument, NULL, OPTION_JSON },
-        { NULL, 0, NULL, 0 },
-    };
     int option;
-    while ((option = img_getopt(argc, argv, ":hc:d:f:ni:o:qs:S:t:wU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'f': args->source.format = optarg; break;
         case 'n': break; /* native AIO: what we do anyway */
@@ -346,7 +357,7 @@ static int parse(int argc, char **argv, struct bench_args *args)
         case 'w': args->write = true; break;
         case 'U': args->source.force_share = true; break;
         case OPTION_NO_DRAIN: args->drain = false; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case IMAGE_OPT_IMAGE_OPTS: args->source.image_opts = true; break;
         case OPTION_JSON: args->json = true; break;
         case IMG_OPT_HELP: return img_command_help("bench");
         case IMG_OPT_BAD: return 1;
@@ -385,6 +396,7 @@ static struct img_command bench = {
         "places, --time ends after that long, --loops uses as many threads on one image, --json prints more, for "
         "programs.\n"
         "With -w the image's content is overwritten.",
+    .options = options,
     .co_run = co_run_bench,
 };
 IMG_COMMAND(bench)

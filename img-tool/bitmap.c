@@ -175,26 +175,27 @@ static int check(int argc, char **argv, struct bitmap_args *args)
     return image_source_valid(&args->source) ? -1 : 1;
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { OPTION_ADD, "add", NULL, "make the bitmap" },
+    { OPTION_REMOVE, "remove", NULL, "forget it" },
+    { OPTION_REMOVE_ALL, "remove-all", NULL, "forget all bitmaps of FILE" },
+    { OPTION_CLEAR, "clear", NULL, "forget what was written until now" },
+    { OPTION_ENABLE, "enable", NULL, "record what is written from now on" },
+    { OPTION_DISABLE, "disable", NULL, "record nothing more" },
+    { OPTION_MERGE, "merge", "SOURCE", "add what the bitmap SOURCE has" },
+    { 'b', "source-file", "FILE", "the image that has SOURCE" },
+    { 'F', "source-format", "FMT", "that image's format" },
+    { 'g', "granularity", "SIZE", "of --add: so many bytes are one bit" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct bitmap_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "add", no_argument, NULL, OPTION_ADD },
-        { "remove", no_argument, NULL, OPTION_REMOVE },
-        { "remove-all", no_argument, NULL, OPTION_REMOVE_ALL },
-        { "clear", no_argument, NULL, OPTION_CLEAR },
-        { "enable", no_argument, NULL, OPTION_ENABLE },
-        { "disable", no_argument, NULL, OPTION_DISABLE },
-        { "merge", required_argument, NULL, OPTION_MERGE },
-        { "source-file", required_argument, NULL, 'b' },
-        { "source-format", required_argument, NULL, 'F' },
-        { "granularity", required_argument, NULL, 'g' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":b:f:F:g:h", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'b': args->source_file = optarg; break;
         case 'F': args->source_format = optarg; break;
@@ -211,8 +212,6 @@ static int parse(int argc, char **argv, struct bitmap_args *args)
         case OPTION_DISABLE:
         case OPTION_MERGE: add_action(args, option, optarg); break;
         default:
-            if (option == 'U')
-                option = '?';
             status = image_source_arg(&args->source, "bitmap", option);
             if (status >= 0)
                 return status;
@@ -240,6 +239,7 @@ static struct img_command bitmap = {
         "Changes the dirty bitmaps that an image keeps, which say what was written since when. Several changes of one\n"
         "bitmap are made in the order given. --merge adds what another one has, of the image in SOURCE_FILE with -b;\n"
         "-g is how many bytes a bit stands for. '--remove-all FILE' forgets all of them.",
+    .options = options,
     .co_run = co_run_bitmap,
 };
 IMG_COMMAND(bitmap)

@@ -141,17 +141,21 @@ static int repair_arg(struct check_args *args, const char *text)
     return 0;
 }
 
+static const struct img_option options[] = {
+    IMAGE_REPORT_OPTIONS,
+    { 'r', "repair", "leaks|all", "give lost clusters back, or repair all that can be repaired" },
+    { 'T', "source-cache", "CACHE", "cache mode for what is only read" },
+    { 'T', "cache", "CACHE", NULL },
+    IMAGE_QUIET_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct check_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_REPORT_OPTIONS,
-        { "repair", required_argument, NULL, 'r' },
-        { NULL, 0, NULL, 0 },
-    };
     const char *cache = "writeback";
     int option, status;
-    while ((option = img_getopt(argc, argv, ":hf:r:T:qU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'T': cache = optarg; break;
         case 'q': args->quiet = true; break;
@@ -186,6 +190,7 @@ static struct img_command check = {
             "can be\n"
             "repaired. Exit status: 0 clean, 1 the check failed, 2 corruptions, 3 leaked clusters, 63 format without "
             "checks.",
+    .options = options,
     .co_run = co_run_check,
 };
 IMG_COMMAND(check)

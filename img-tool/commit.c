@@ -209,13 +209,23 @@ static coroutine_fn int co_commit(struct blk_front *front, void *arg)
     return ret < 0 ? 1 : 0;
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { 't', "cache", "CACHE", "cache mode for what is written" },
+    { 'b', "base", "FILE", "the backing file to write into, further down the chain; implies -d" },
+    { 'd', "drop", NULL, "leave the image as it is instead of emptying it" },
+    { 'r', "rate-limit", "RATE", "bytes a second" },
+    PROGRESS_OPTION,
+    IMAGE_QUIET_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct commit_args *args)
 {
-    static const struct option options[] = { IMAGE_LONG_OPTIONS, { NULL, 0, NULL, 0 } };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":f:ht:b:dpqr:", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 't': args->cache = optarg; break;
         case 'b':
@@ -262,6 +272,7 @@ static struct img_command commit = {
     .help =
         "Writes what an image has over its backing file, or over the BASE below, into that, and empties the image.\n"
         "-d, which -b implies, leaves it as it is.",
+    .options = options,
     .co_run = co_run_commit,
 };
 IMG_COMMAND(commit)

@@ -75,17 +75,21 @@ static coroutine_fn int co_compact(struct blk_front *front, void *arg)
     return 0;
 }
 
+static const struct img_option options[] = {
+    IMAGE_REPORT_OPTIONS,
+    { 't', "cache", "CACHE", "cache mode for the image" },
+    { 'z', "detect-zeroes", NULL, "read all data, and give up what is zero bytes" },
+    { 'p', "progress", NULL, "show how far it is" },
+    IMAGE_QUIET_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct compact_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_REPORT_OPTIONS,
-        { "detect-zeroes", no_argument, NULL, 'z' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":hf:t:pqz", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 't': args->cache = optarg; break;
         case 'p': args->progress = true; break;
@@ -119,6 +123,7 @@ static struct img_command compact = {
         "for\n"
         "zeroes are given up, and what lies behind is moved down. -z reads all data, and gives up what is zero bytes. A\n"
         "power cut at any moment loses nothing.",
+    .options = options,
     .co_run = co_run_compact,
 };
 IMG_COMMAND(compact)

@@ -251,17 +251,26 @@ static coroutine_fn int co_compare(struct comparison *c)
     return tell(c);
 }
 
+static const struct img_option options[] = {
+    IMAGE_COMMON_OPTIONS,
+    { 'f', "a-format", "FMT", "format of the first image" },
+    { 'f', "format", "FMT", NULL },
+    { 'F', "b-format", "FMT", "format of the second image" },
+    { 'T', "source-cache", "CACHE", "cache mode for what is only read" },
+    { 'T', "cache", "CACHE", NULL },
+    { 's', "strict", NULL, "sizes and allocation must be the same, too" },
+    PROGRESS_OPTION,
+    IMAGE_QUIET_OPTION,
+    IMAGE_FORCE_SHARE_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct compare_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "force-share", no_argument, NULL, 'U' },
-        { NULL, 0, NULL, 0 },
-    };
     const char *cache = "writeback";
     int option, status;
-    while ((option = img_getopt(argc, argv, ":hf:F:T:pqsU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'F': args->source[1].format = optarg; break;
         case 'T': cache = optarg; break;
@@ -316,6 +325,7 @@ static struct img_command compare = {
     .help = "Compares the content of two images of any formats. -s also asks for the same size and allocation. Exit "
             "status: 0 same,\n"
             "1 different, 2 an image could not be opened, 3 or 4 it could not be read.",
+    .options = options,
     .co_run = co_run_compare,
 };
 IMG_COMMAND(compare)

@@ -215,9 +215,7 @@ static bool workers_arg(const char *text, unsigned *out)
 }
 
 enum {
-    OPTION_OBJECT = 256,
-    OPTION_IMAGE_OPTS,
-    OPTION_TARGET_IMAGE_OPTS,
+    OPTION_TARGET_IMAGE_OPTS = IMAGE_OPT_OWN,
     OPTION_SALVAGE,
     OPTION_TARGET_IS_ZERO,
     OPTION_BITMAPS,
@@ -233,32 +231,57 @@ static bool parse_value(int option, struct convert_args *args, struct convert *c
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate.limit);
     case 'o': return create_opts_add(&args->create, optarg);
-    case OPTION_OBJECT: return image_object_arg(optarg);
+    case IMAGE_OPT_OBJECT: return image_object_arg(optarg);
     default: return false;
     }
 }
 
+static const struct img_option options[] = {
+    IMG_HELP_OPTION,
+    IMAGE_OBJECT_OPTION,
+    { IMAGE_OPT_IMAGE_OPTS, "source-image-opts", NULL, "source operands are key=value,... of a block node" },
+    { IMAGE_OPT_IMAGE_OPTS, "image-opts", NULL, NULL },
+    { OPTION_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "the target is key=value,... of a block node" },
+    { 'f', "source-format", "FMT", "format of the sources; without it the content decides" },
+    { 'f', "format", "FMT", NULL },
+    { 'O', "target-format", "FMT", "format of the target (raw)" },
+    { 'O', "output-format", "FMT", NULL },
+    { 'o', "options", "OPTIONS", "options of the target's format, key=value,...; 'help' lists them" },
+    { 'o', "target-format-options", "OPTIONS", NULL },
+    { 'B', "backing", "FILE", "backing file of the target, which lacks what that file has" },
+    { 'b', NULL, "FILE", NULL },
+    { 'F', "backing-format", "FMT", "the backing file's format" },
+    { 'l', "snapshot", "SNAPSHOT", "copy what this internal snapshot kept" },
+    { 't', "target-cache", "CACHE", "cache mode for the target" },
+    { 't', "cache", "CACHE", NULL },
+    { 'T', "source-cache", "CACHE", "cache mode for the sources" },
+    { 'n', "no-create", NULL, "write into a target that is there" },
+    { OPTION_TARGET_IS_ZERO, "target-is-zero", NULL, "that target reads as zeroes" },
+    { 'S', "sparse-size", "SIZE", "runs of so many zeroes are left out (4k); 0 writes all" },
+    { 'c', "compress", NULL, "compress" },
+    { 'C', "copy-range", NULL, "let the host copy" },
+    { 'm', "parallel", "COROUTINES", "so many reads and writes at a time (8)" },
+    { 'W', "out-of-order", NULL, "write in any order" },
+    { 'W', "oob", NULL, NULL },
+    { 'r', "rate-limit", "RATE", "bytes a second" },
+    { OPTION_SALVAGE, "salvage", NULL, "go on if a part of the source cannot be read" },
+    { OPTION_BITMAPS, "bitmaps", NULL, "copy dirty bitmaps, too" },
+    { OPTION_SKIP_BROKEN, "skip-broken-bitmaps", NULL, "but for those that are not consistent" },
+    PROGRESS_OPTION,
+    IMAGE_QUIET_OPTION,
+    IMAGE_FORCE_SHARE_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct convert_args *args, struct convert *c)
 {
-    static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "source-image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
-        { "target-image-opts", no_argument, NULL, OPTION_TARGET_IMAGE_OPTS },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "force-share", no_argument, NULL, 'U' },
-        { "salvage", no_argument, NULL, OPTION_SALVAGE },
-        { "target-is-zero", no_argument, NULL, OPTION_TARGET_IS_ZERO },
-        { "bitmaps", no_argument, NULL, OPTION_BITMAPS },
-        { "skip-broken-bitmaps", no_argument, NULL, OPTION_SKIP_BROKEN },
-        { NULL, 0, NULL, 0 },
-    };
     int option;
-    while ((option = img_getopt(argc, argv, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'f': args->source.format = optarg; break;
         case 'O': args->out_format = optarg; break;
+        case 'b':
         case 'B': args->backing = optarg; break;
         case 'F': args->backing_format = optarg; break;
         case 'C': args->copy_offload = true; break;
@@ -270,7 +293,7 @@ static int parse(int argc, char **argv, struct convert_args *args, struct conver
         case 'n': args->skip_create = true; break;
         case 'W': c->out_of_order = true; break;
         case 'U': args->source.force_share = true; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case IMAGE_OPT_IMAGE_OPTS: args->source.image_opts = true; break;
         case OPTION_TARGET_IMAGE_OPTS: args->target.image_opts = true; break;
         case OPTION_SALVAGE: c->salvage = true; break;
         case OPTION_TARGET_IS_ZERO: args->target_is_zero = true; break;
@@ -396,6 +419,7 @@ static struct img_command convert = {
         "file has.\n"
         "-l copies what an internal snapshot kept. -c compresses. --bitmaps copies dirty bitmaps.\n"
         "-r limits the speed in bytes a second; --salvage goes on when a part of the source cannot be read.",
+    .options = options,
     .co_run = co_run_convert,
 };
 IMG_COMMAND(convert)

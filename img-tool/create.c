@@ -142,17 +142,23 @@ static int parse_operands(int argc, char **argv, struct create_args *args)
     return -1;
 }
 
+static const struct img_option options[] = {
+    IMG_HELP_OPTION,
+    IMAGE_OBJECT_OPTION,
+    { 'f', "format", "FMT", "format of the image (raw)" },
+    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
+    { 'b', "backing", "FILE", "backing file" },
+    { 'F', "backing-format", "FMT", "the backing file's format" },
+    { 'u', "backing-unsafe", NULL, "do not look at the backing file" },
+    IMAGE_QUIET_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct create_args *args)
 {
-    enum { OPTION_OBJECT = 256 };
-    static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { NULL, 0, NULL, 0 },
-    };
     int option;
-    while ((option = img_getopt(argc, argv, ":F:b:f:ho:qu", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'F': args->backing_format = optarg; break;
         case 'b': args->backing = optarg; break;
@@ -163,7 +169,7 @@ static int parse(int argc, char **argv, struct create_args *args)
             if (!create_opts_add(&args->create, optarg))
                 return 1;
             break;
-        case OPTION_OBJECT:
+        case IMAGE_OPT_OBJECT:
             if (!image_object_arg(optarg))
                 return 1;
             break;
@@ -194,6 +200,7 @@ static struct img_command create = {
     .help = "Makes an image. With -b it starts as a copy of another one that must not change any more, and takes its "
             "size from it\n"
             "if SIZE is left out; -u does not look at that file. '-f FMT -o help' lists what OPTIONS there are.",
+    .options = options,
     .co_run = co_run_create,
 };
 IMG_COMMAND(create)

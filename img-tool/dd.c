@@ -122,16 +122,18 @@ static bool parse_operand(struct dd_args *args, const char *operand)
     return true;
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { 'O', "output-format", "FMT", "format of the new image (raw)" },
+    IMAGE_FORCE_SHARE_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct dd_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "force-share", no_argument, NULL, 'U' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
-    while ((option = img_getopt(argc, argv, ":f:O:hU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'O': args->out_format = optarg; break;
         default:
@@ -167,6 +169,7 @@ static struct img_command dd = {
     .usage = "[--image-opts] [-U] [-f FMT] [-O FMT] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=FILE of=FILE",
     .help = "Copies a part of an image into a new one: at most `count` blocks of `bs` bytes (512), less `skip` at the "
             "start.",
+    .options = options,
     .co_run = co_run_dd,
 };
 IMG_COMMAND(dd)

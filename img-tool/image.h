@@ -36,18 +36,20 @@ coroutine_fn int image_co_with(const char *name, const struct image_source *sour
 
 /* ---- command line ---- */
 
-/* Long options of all commands that open an image, for their tables; a command's own begin at IMAGE_OPT_OWN. */
+/* Rows of the tables of all commands that open an image; the numbers of a command's own begin at IMAGE_OPT_OWN. */
 enum { IMAGE_OPT_OBJECT = 256, IMAGE_OPT_IMAGE_OPTS, IMAGE_OPT_OUTPUT, IMAGE_OPT_OWN };
 /* clang-format off */
-#define IMAGE_LONG_OPTIONS \
-    { "help", no_argument, NULL, 'h' }, \
-    { "object", required_argument, NULL, IMAGE_OPT_OBJECT }, \
-    { "image-opts", no_argument, NULL, IMAGE_OPT_IMAGE_OPTS }
+#define IMAGE_OBJECT_OPTION { IMAGE_OPT_OBJECT, "object", "OBJECT", "make an object, as a secret" }
+#define IMAGE_IMAGE_OPTS_OPTION \
+    { IMAGE_OPT_IMAGE_OPTS, "image-opts", NULL, "operands are key=value,... of a block node" }
+#define IMAGE_FORMAT_OPTION { 'f', "format", "FMT", "format of the image; without it the content decides" }
+#define IMAGE_FORCE_SHARE_OPTION \
+    { 'U', "force-share", NULL, "read although another program has the image open for writing" }
+#define IMAGE_QUIET_OPTION { 'q', "quiet", NULL, "print nothing but errors" }
+#define IMAGE_COMMON_OPTIONS IMG_HELP_OPTION, IMAGE_OBJECT_OPTION, IMAGE_IMAGE_OPTS_OPTION
+#define IMAGE_OPTIONS IMAGE_COMMON_OPTIONS, IMAGE_FORMAT_OPTION
 #define IMAGE_REPORT_OPTIONS \
-    IMAGE_LONG_OPTIONS, \
-    { "format", required_argument, NULL, 'f' }, \
-    { "output", required_argument, NULL, IMAGE_OPT_OUTPUT }, \
-    { "force-share", no_argument, NULL, 'U' }
+    IMAGE_OPTIONS, { IMAGE_OPT_OUTPUT, "output", "human|json", "for people, or for programs" }, IMAGE_FORCE_SHARE_OPTION
 /* clang-format on */
 /* What img_getopt() returned and a command does not know itself: those, -f, -U, -h, or a bad one. -1 to go on, else the
  * exit status. */
@@ -55,7 +57,7 @@ int image_source_arg(struct image_source *source, const char *command, int optio
 /* The one operand; NULL after reporting that there is none, or more. */
 const char *image_operand(int argc, char **argv);
 
-/* What commands that report on one image share (check, info, map). Their long options are IMAGE_REPORT_OPTIONS. */
+/* What commands that report on one image share (check, info, map). Their options are IMAGE_REPORT_OPTIONS. */
 struct image_report {
     struct image_source source;
     const char *filename;

@@ -167,17 +167,19 @@ static void print(const struct info_args *args, const struct info_image *images,
     json_decref(list);
 }
 
+enum { OPTION_CHAIN = IMAGE_OPT_OWN };
+
+static const struct img_option options[] = {
+    IMAGE_REPORT_OPTIONS,
+    { OPTION_CHAIN, "backing-chain", NULL, "go on with the backing file, to the end of the chain" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct info_args *args)
 {
-    enum { OPTION_CHAIN = IMAGE_OPT_OWN };
-    static const struct option options[] = {
-        IMAGE_REPORT_OPTIONS,
-        { "backing-chain", no_argument, NULL, OPTION_CHAIN },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
-    while ((option = img_getopt(argc, argv, ":hf:U", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case OPTION_CHAIN: args->chain = true; break;
         default:
@@ -215,6 +217,7 @@ static struct img_command info = {
         "Describes an image: format, sizes, backing file, what is particular to the format. --backing-chain goes on "
         "with its\n"
         "backing file, and that one's, to the end.",
+    .options = options,
     .co_run = co_run_info,
 };
 IMG_COMMAND(info)

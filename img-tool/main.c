@@ -64,23 +64,6 @@ int img_usage_error(const char *fmt, ...)
     return usage_hint();
 }
 
-int img_getopt(int argc, char **argv, const char *short_options, const struct option *long_options)
-{
-    opterr = 0;
-    int option = getopt_long(argc, argv, short_options, long_options, NULL);
-    if (option == 'h')
-        return IMG_OPT_HELP;
-    if (option == ':') {
-        img_usage_error("missing argument for option '%s'", argv[optind - 1]);
-        return IMG_OPT_BAD;
-    }
-    if (option == '?') {
-        img_usage_error("unrecognized option '%s'", argv[optind - 1]);
-        return IMG_OPT_BAD;
-    }
-    return option;
-}
-
 /* ---- help ---- */
 
 static void print_version(void) { printf("%s version " VMM_VERSION " (vmm)\n", error_program()); }
@@ -120,6 +103,8 @@ int img_command_help(const char *name)
     printf("usage: %s%s%s %s\n", error_program(), io ? "" : " ", io ? "" : name, command->usage);
     if (command->help)
         printf("%s\n", command->help);
+    printf("\nOptions:\n");
+    img_options_print(command->options);
     return 0;
 }
 
@@ -157,16 +142,19 @@ static int run_command(const struct img_command *command, int argc, char **argv)
     return status;
 }
 
+static const struct img_option global_options[] = {
+    IMG_HELP_OPTION,
+    { 'V', "version", NULL, "print the version and exit" },
+    { 'T', "trace", "PATTERN", "accepted: trace points are USDT probes, always there" },
+    { 0 },
+};
+
 /* Options before the command. Returns the command's index in argv, or 0 with *status set. */
 static int parse_global(int argc, char **argv, int *status)
 {
-    static const struct option options[] = { { "help", no_argument, NULL, 'h' },
-                                             { "version", no_argument, NULL, 'V' },
-                                             { "trace", required_argument, NULL, 'T' },
-                                             { NULL, 0, NULL, 0 } };
     *status = 0;
     for (;;) {
-        switch (img_getopt(argc, argv, "+:hVT:", options)) {
+        switch (img_getopt_first(argc, argv, global_options)) {
         case -1: return optind;
         case IMG_OPT_HELP: print_help(); return 0;
         case 'V': print_version(); return 0;

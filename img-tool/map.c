@@ -95,17 +95,18 @@ static coroutine_fn int co_map(struct blk_front *front, void *arg)
     return print(args, &last, true) < 0 ? 1 : 0;
 }
 
+static const struct img_option options[] = {
+    IMAGE_REPORT_OPTIONS,
+    { 's', "start-offset", "OFFSET", "begin there" },
+    { 'l', "max-length", "LENGTH", "end after so many bytes" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct map_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_REPORT_OPTIONS,
-        { "start-offset", required_argument, NULL, 's' },
-        { "max-length", required_argument, NULL, 'l' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
-    while ((option = img_getopt(argc, argv, ":f:s:l:hU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 's':
             if (!img_size_arg("start offset", optarg, 0, INT64_MAX, &args->start))
@@ -139,6 +140,7 @@ static struct img_command map = {
         "[--object OBJECT] [--image-opts] [-f FMT] [--start-offset=OFFSET] [--max-length=LENGTH] [--output=FORMAT] "
         "[-U] FILE",
     .help = "Shows where each part of the content is: in which file of the backing chain, at which offset.",
+    .options = options,
     .co_run = co_run_map,
 };
 IMG_COMMAND(map)

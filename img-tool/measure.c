@@ -102,15 +102,22 @@ static int parse_operands(int argc, char **argv, struct measure_args *args)
     return -1;
 }
 
+static const struct img_option options[] = {
+    IMAGE_REPORT_OPTIONS,
+    { 'O', "output-format", "FMT", "format of the new image (raw)" },
+    { 'O', "target-format", "FMT", NULL },
+    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
+    { OPTION_SIZE, "size", "SIZE", "of a disk of that size instead of an image" },
+    { 'l', "snapshot", "SNAPSHOT", "of what this internal snapshot kept" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct measure_args *args)
 {
-    static const struct option options[] = { IMAGE_REPORT_OPTIONS,
-                                             { "size", required_argument, NULL, OPTION_SIZE },
-                                             { NULL, 0, NULL, 0 } };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":hf:l:o:O:U", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'l':
             if (!snapshot_arg_parse(&args->snapshot, optarg))
@@ -154,6 +161,7 @@ static struct img_command measure = {
     .usage = "[--output=OFMT] [-O OUTPUT_FMT] [-o OPTIONS] [--size N | [--object OBJECT] [--image-opts] [-f FMT] "
              "[-l SNAPSHOT] [-U] FILE]",
     .help = "Tells how large a new image of OUTPUT_FMT would be: for a disk of N bytes, or for the content of FILE.",
+    .options = options,
     .co_run = co_run_measure,
 };
 IMG_COMMAND(measure)

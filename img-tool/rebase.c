@@ -299,17 +299,26 @@ static bool cache_args(struct rebase_args *args)
            image_cache_arg(&args->below, "source cache", args->source_cache);
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { 'b', "backing", "FILE", "the new backing file; '' for none" },
+    { 'F', "backing-format", "FMT", "the backing file's format" },
+    { 'u', "backing-unsafe", NULL, "write the name only" },
+    { 't', "cache", "CACHE", "cache mode for the image" },
+    { 'T', "source-cache", "CACHE", "cache mode for the backing files" },
+    { 'T', "backing-cache", "CACHE", NULL },
+    PROGRESS_OPTION,
+    IMAGE_QUIET_OPTION,
+    IMAGE_FORCE_SHARE_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct rebase_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "force-share", no_argument, NULL, 'U' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":hf:F:b:upt:T:qU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'b': args->backing = optarg; break;
         case 'F': args->backing_format = optarg; break;
@@ -368,6 +377,7 @@ static struct img_command rebase = {
         "Gives an image another backing file, or with -b '' none. What the image shows stays as it is: what the new "
         "backing file\n"
         "lacks is copied into it. -u writes only the name, for a backing file that was moved or renamed.",
+    .options = options,
     .co_run = co_run_rebase,
 };
 IMG_COMMAND(rebase)

@@ -32,22 +32,25 @@ static int parse_size(struct resize_args *args, const char *text)
     return ret < 0 ? 1 : -1;
 }
 
+enum { OPTION_PREALLOC = IMAGE_OPT_OWN, OPTION_SHRINK };
+
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { OPTION_PREALLOC, "preallocation", "off|metadata|falloc|full", "what new space gets at once" },
+    { OPTION_SHRINK, "shrink", NULL, "allow a smaller size, which loses what lies behind it" },
+    IMAGE_QUIET_OPTION,
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. The size is taken off first, or "-1M" would be options. */
 static int parse(int argc, char **argv, struct resize_args *args)
 {
-    enum { OPTION_PREALLOC = IMAGE_OPT_OWN, OPTION_SHRINK };
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "preallocation", required_argument, NULL, OPTION_PREALLOC },
-        { "shrink", no_argument, NULL, OPTION_SHRINK },
-        { NULL, 0, NULL, 0 },
-    };
     bool help = argc == 2 && (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help"));
     if (argc < 3 && !help)
         return img_usage_error("Not enough arguments");
     const char *size = help ? NULL : argv[--argc];
     int option, status;
-    while ((option = img_getopt(argc, argv, ":f:hq", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'q': args->quiet = true; break;
         case OPTION_SHRINK: args->shrink = true; break;
@@ -129,6 +132,7 @@ static struct img_command resize = {
     .help = "Makes the disk of an image larger or, with --shrink, smaller. Change partitions and file systems inside "
             "first\n"
             "(shrinking) or afterwards (growing).",
+    .options = options,
     .co_run = co_run_resize,
 };
 IMG_COMMAND(resize)

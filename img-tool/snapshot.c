@@ -84,22 +84,23 @@ static coroutine_fn int co_snapshot(struct blk_front *front, void *arg)
     }
 }
 
+static const struct img_option options[] = {
+    IMAGE_OPTIONS,
+    { 'l', "list", NULL, "list the snapshots" },
+    { 'c', "create", "NAME", "keep what the disk holds now" },
+    { 'a', "apply", "SNAPSHOT", "make the disk what it was then: an id, or else a name" },
+    { 'd', "delete", "SNAPSHOT", "forget one" },
+    IMAGE_FORCE_SHARE_OPTION,
+    { 'q', "quiet", NULL, "accepted; nothing is printed anyway" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct snapshot_args *args)
 {
-    static const struct option options[] = {
-        IMAGE_LONG_OPTIONS,
-        { "force-share", no_argument, NULL, 'U' },
-        { "quiet", no_argument, NULL, 'q' },
-        { "list", no_argument, NULL, 'l' },
-        { "create", required_argument, NULL, 'c' },
-        { "apply", required_argument, NULL, 'a' },
-        { "delete", required_argument, NULL, 'd' },
-        { NULL, 0, NULL, 0 },
-    };
     int option, status;
 
-    while ((option = img_getopt(argc, argv, ":hla:c:d:f:qU", options)) != -1) {
+    while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 'l':
         case 'c':
@@ -136,11 +137,8 @@ static coroutine_fn int co_run_snapshot(int argc, char **argv)
 static struct img_command snapshot = {
     .name = "snapshot",
     .usage = "[--object OBJECT] [--image-opts] [-f FMT] [-U] [-q] [-l | -a SNAPSHOT | -c NAME | -d NAME] FILE",
-    .help = "Internal snapshots: states of the disk that are kept in the image itself.\n"
-            "  -l, --list             lists them\n"
-            "  -c, --create NAME      keeps what the disk holds now\n"
-            "  -a, --apply SNAPSHOT   makes the disk what it was then: an id, or else a name\n"
-            "  -d, --delete NAME      forgets one",
+    .help = "Internal snapshots: states of the disk that are kept in the image itself.",
+    .options = options,
     .co_run = co_run_snapshot,
 };
 IMG_COMMAND(snapshot)

@@ -93,6 +93,23 @@ def vmm_devices(programs):
     return result
 
 
+def img_tool_options(lines):
+    """`  -x, --name ARG   help`; the help of a long one is on the next line."""
+    result = []
+    for line in lines:
+        left, _, right = line.strip().partition("  ")
+        if not left.startswith("-"):
+            result.append(literal(left))
+            continue
+        words = [word for word in re.split(r",? ", left) if word]
+        names = [literal(word[1:]) for word in words if word.startswith("-")]
+        arguments = [literal(word) for word in words if not word.startswith("-")]
+        result.append(".It " + " , ".join("Fl " + name for name in names) + "".join(" Ar " + word for word in arguments))
+        if right:
+            result.append(literal(right.strip()))
+    return [".Bl -tag -width Ds", *result, ".El"]
+
+
 def img_tool_commands(programs):
     names = re.findall(r"^  ([a-z]+) ", output(programs["img-tool"], "--help"), flags=re.M)
     if len(names) < 5:
@@ -101,12 +118,14 @@ def img_tool_commands(programs):
     for name in names:
         usage, *body = output(programs["img-tool"], name, "--help").splitlines()
         usage = re.sub(r"^usage: \S+ ", "", usage)
+        at = body.index("Options:")
         result += [
             f".Ss {name}",
             f".Nm img\\-tool",
             literal(usage),
             ".Pp",
-            *(literal(line.strip()) if line.strip() else ".Pp" for line in body),
+            *(literal(line.strip()) if line.strip() else ".Pp" for line in body[: at - 1]),
+            *img_tool_options(body[at + 1 :]),
         ]
     return result
 

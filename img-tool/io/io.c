@@ -176,8 +176,6 @@ struct io_args {
     const char *filename;
 };
 
-enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS };
-
 /* Options that take a value which may be bad, and those to come. false after reporting. */
 static bool parse_value(int option, struct io_args *args)
 {
@@ -190,38 +188,41 @@ static bool parse_value(int option, struct io_args *args)
     case 't': return io_cache_arg(&args->source, optarg);
     case 'd': return io_discard_arg(&args->source, optarg);
     case 'n': return io_cache_arg(&args->source, "none");
-    case OPTION_OBJECT: return image_object_arg(optarg);
+    case IMAGE_OPT_OBJECT: return image_object_arg(optarg);
     default: fprintf(stderr, "Try '%s --help' for more information\n", error_program()); return false;
     }
 }
 
+static const struct img_option options[] = {
+    IMG_HELP_OPTION,
+    { 'V', "version", NULL, "print the version and exit" },
+    IMAGE_OBJECT_OPTION,
+    IMAGE_IMAGE_OPTS_OPTION,
+    IMAGE_FORMAT_OPTION,
+    { 'c', "cmd", "COMMAND", "do COMMAND instead of reading standard input; 'help' lists them" },
+    { 'r', "read-only", NULL, "open for reading only" },
+    { 's', "snapshot", NULL, "what is written is gone at the end" },
+    { 't', "cache", "CACHE", "cache mode" },
+    { 'n', "nocache", NULL, "the same as -t none" },
+    { 'i', "aio", "threads|native|io_uring", "how requests go to the host" },
+    { 'k', "native-aio", NULL, "accepted: native AIO is what is done anyway" },
+    { 'd', "discard", "ignore|unmap", "what a discard does" },
+    { 'C', "copy-on-read", NULL, "copy into the image what is read of its backing files" },
+    { 'm', "misalign", NULL, "take buffers that are not aligned" },
+    IMAGE_FORCE_SHARE_OPTION,
+    { 'T', "trace", "PATTERN", "accepted: trace points are USDT probes, always there" },
+    { 0 },
+};
+
 /* -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, struct io_args *args)
 {
-    static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },
-        { "cmd", required_argument, NULL, 'c' },
-        { "format", required_argument, NULL, 'f' },
-        { "read-only", no_argument, NULL, 'r' },
-        { "snapshot", no_argument, NULL, 's' },
-        { "nocache", no_argument, NULL, 'n' },
-        { "copy-on-read", no_argument, NULL, 'C' },
-        { "misalign", no_argument, NULL, 'm' },
-        { "native-aio", no_argument, NULL, 'k' },
-        { "aio", required_argument, NULL, 'i' },
-        { "discard", required_argument, NULL, 'd' },
-        { "cache", required_argument, NULL, 't' },
-        { "trace", required_argument, NULL, 'T' },
-        { "force-share", no_argument, NULL, 'U' },
-        { "object", required_argument, NULL, OPTION_OBJECT },
-        { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
-        { NULL, 0, NULL, 0 },
-    };
+    struct img_getopt table;
     int option;
     argv[0] = (char *)error_program(); /* for getopt()'s errors */
     opterr = 1;
-    while ((option = getopt_long(argc, argv, "hVc:d:f:rsnCmki:t:T:U", options, NULL)) != -1) {
+    img_getopt_build(options, "", &table);
+    while ((option = getopt_long(argc, argv, table.letters, table.names, NULL)) != -1) {
         switch (option) {
         case 'f': args->source.format = optarg; break;
         case 'r': args->source.flags &= ~(unsigned)BLK_O_RDWR; break;
@@ -231,7 +232,7 @@ static int parse(int argc, char **argv, struct io_args *args)
         case 'k': break; /* native AIO: what we do anyway */
         case 'T': break; /* trace points are USDT probes here: nothing to switch on */
         case 'U': args->source.force_share = true; break;
-        case OPTION_IMAGE_OPTS: args->source.image_opts = true; break;
+        case IMAGE_OPT_IMAGE_OPTS: args->source.image_opts = true; break;
         case 'h': return img_command_help("io");
         case 'V': printf("%s version " VMM_VERSION " (vmm)\n", error_program()); return 0;
         default:
@@ -254,19 +255,19 @@ static int parse(int argc, char **argv, struct io_args *args)
 /* Opens what the command line names. */
 static coroutine_fn int co_open_named(struct io_session *session, const struct io_args *args)
 {
-    struct opts *options = opts_new();
+    struct opts *opts = opts_new();
     struct image_source source = args->source;
     const char *name = args->filename;
     struct error *error = NULL;
-    if (source.image_opts && opts_parse(options, name, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) < 0) {
+    if (source.image_opts && opts_parse(opts, name, NULL, OPTS_LAST_WINS | OPTS_WARN_SHORT, &error) < 0) {
         error_report_free(error);
-        opts_free(options);
+        opts_free(opts);
         return -EINVAL;
     }
     if (source.image_opts)
         name = NULL;
     source.image_opts = false;
-    return io_co_open(session, name, options, &source);
+    return io_co_open(session, name, opts, &source);
 }
 
 static coroutine_fn int co_run_io(int argc, char **argv)
@@ -301,6 +302,7 @@ static struct img_command io = {
         "-n is -t none, -m takes buffers that are not aligned. -c help lists the commands; of theirs, -b of read and "
         "write,\n"
         "and -c of write, are refused for now.",
+    .options = options,
     .co_run = co_run_io,
 };
 IMG_COMMAND(io)

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Tables of options: for getopt_long(), and for people. */
+#include "options.h"
+#include "command.h"
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Up to here an option and its argument may reach before the help beside them goes to the next line. */
+enum { HELP_COLUMN = 32 };
+
+static int argument_kind(const struct img_option *option)
+{
+    if (!option->argument)
+        return no_argument;
+    return option->argument[0] == '[' ? optional_argument : required_argument;
+}
+
+void img_getopt_build(const struct img_option *options, const char *prefix, struct img_getopt *out)
+{
+    size_t letters = strlen(prefix), names = 0;
+
+    memset(out, 0, sizeof(*out));
+    memcpy(out->letters, prefix, letters);
+    for (const struct img_option *option = options; option->value; option++) {
+        assert(option - options < IMG_OPTIONS_MAX);
+        if (option->name)
+            out->names[names++] = (struct option){ option->name, argument_kind(option), NULL, option->value };
+        if (option->value >= 256 || strchr(out->letters, option->value))
+            continue;
+        out->letters[letters++] = (char)option->value;
+        if (argument_kind(option) == required_argument)
+            out->letters[letters++] = ':';
+    }
+}
+
+static int next_option(int argc, char **argv, const struct img_option *options, const char *prefix)
+{
+    struct img_getopt table;
+
+    img_getopt_build(options, prefix, &table);
+    opterr = 0;
+    int option = getopt_long(argc, argv, table.letters, table.names, NULL);
+    if (option == 'h')
+        return IMG_OPT_HELP;
+    if (option == ':') {
+        img_usage_error("missing argument for option '%s'", argv[optind - 1]);
+        return IMG_OPT_BAD;
+    }
+    if (option == '?') {
+        img_usage_error("unrecognized option '%s'", argv[optind - 1]);
+        return IMG_OPT_BAD;
+    }
+    return option;
+}
+
+int img_getopt(int argc, char **argv, const struct img_option *options)
+{
+    return next_option(argc, argv, options, ":");
+}
+
+int img_getopt_first(int argc, char **argv, const struct img_option *options)
+{
+    return next_option(argc, argv, options, "+:");
+}
+
+/* ---- for people ---- */
+
+static int print_spelling(const struct img_option *option, bool with_letter)
+{
+    int width = with_letter ? printf("  -%c", option->value) : printf("    ");
+
+    if (option->name)
+        width += printf("%s--%s", with_letter ? ", " : "  ", option->name);
+    if (option->argument)
+        width += printf("%s%s", argument_kind(option) == required_argument ? " " : "", option->argument);
+    return width;
+}
+
+static void print_same(const struct img_option *option)
+{
+    if (option->name)
+        printf("the same as --%s\n", option->name);
+    else
+        printf("the same as -%c\n", option->value);
+}
+
+void img_options_print(const struct img_option *options)
+{
+    const struct img_option *described = NULL;
+
+    for (const struct img_option *option = options; option->value; option++) {
+        bool same = !option->help && described && option->value == described->value;
+        int width = print_spelling(option, option->value < 256 && !same);
+        if (width + 2 > HELP_COLUMN)
+            width = printf("\n") - 1;
+        printf("%*s", HELP_COLUMN - width, "");
+        if (option->help) {
+            described = option;
+            printf("%s\n", option->help);
+        } else {
+            assert(described);
+            print_same(described);
+        }
+    }
+}
