@@ -55,29 +55,34 @@ const struct opt_desc blk_node_options[] = {
     { 0 },
 };
 
+static const struct cache_mode {
+    const char *name;
+    unsigned flags;
+    bool write_cache;
+} cache_modes[] = {
+    { "writeback", 0, true },
+    { "none", BLK_O_DIRECT, true },
+    { "off", BLK_O_DIRECT, true },
+    { "writethrough", BLK_O_DSYNC, false },
+    { "directsync", BLK_O_DIRECT | BLK_O_DSYNC, false },
+    { "unsafe", BLK_O_NO_FLUSH, true },
+};
+
 int blk_cache_mode_parse(const char *mode, unsigned *flags, bool *write_cache)
 {
-    static const struct {
-        const char *name;
-        unsigned flags;
-        bool write_cache;
-    } modes[] = {
-        { "writeback", 0, true },
-        { "none", BLK_O_DIRECT, true },
-        { "off", BLK_O_DIRECT, true },
-        { "writethrough", BLK_O_DSYNC, false },
-        { "directsync", BLK_O_DIRECT | BLK_O_DSYNC, false },
-        { "unsafe", BLK_O_NO_FLUSH, true },
-    };
-
-    for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
-        if (strcmp(mode, modes[i].name) == 0) {
-            *flags = (*flags & ~(unsigned)(BLK_O_DIRECT | BLK_O_DSYNC | BLK_O_NO_FLUSH)) | modes[i].flags;
-            *write_cache = modes[i].write_cache;
+    for (size_t i = 0; i < ARRAY_SIZE(cache_modes); i++) {
+        if (strcmp(mode, cache_modes[i].name) == 0) {
+            *flags = (*flags & ~(unsigned)(BLK_O_DIRECT | BLK_O_DSYNC | BLK_O_NO_FLUSH)) | cache_modes[i].flags;
+            *write_cache = cache_modes[i].write_cache;
             return 0;
         }
     }
     return -EINVAL;
+}
+
+const char *blk_cache_mode_name(size_t index)
+{
+    return index < ARRAY_SIZE(cache_modes) ? cache_modes[index].name : NULL;
 }
 
 static int flag_option(struct opts *opts, const char *key, unsigned bit, bool inverse, unsigned *flags,

@@ -106,7 +106,7 @@ static coroutine_fn int co_amend(struct blk_front *front, void *arg)
 
 static const struct img_option options[] = {
     IMAGE_OPTIONS,
-    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
+    { 'o', "options", "CHANGES", "options of the format, key=value,...; 'help' lists them" },
     { 't', "cache", "CACHE", "cache mode for the image" },
     PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,

@@ -20,6 +20,11 @@ struct img_command {
     const struct img_command *next; /* main.c's */
 };
 
+/* All of them, by name: the first; `next` leads on. */
+const struct img_command *img_commands(void);
+/* What may stand before a sub-command's name. */
+extern const struct img_option img_global_options[];
+
 void img_command_register(struct img_command *command);
 #define IMG_COMMAND(command) \
     __attribute__((constructor)) static void register_##command(void) { img_command_register(&command); }

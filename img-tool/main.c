@@ -34,6 +34,8 @@ void img_command_register(struct img_command *command)
     *at = command;
 }
 
+const struct img_command *img_commands(void) { return commands; }
+
 static const struct img_command *find_command(const char *name)
 {
     for (const struct img_command *command = commands; command; command = command->next) {
@@ -142,7 +144,7 @@ static int run_command(const struct img_command *command, int argc, char **argv)
     return status;
 }
 
-static const struct img_option global_options[] = {
+const struct img_option img_global_options[] = {
     IMG_HELP_OPTION,
     { 'V', "version", NULL, "print the version and exit" },
     { 'T', "trace", "PATTERN", "accepted: trace points are USDT probes, always there" },
@@ -154,7 +156,7 @@ static int parse_global(int argc, char **argv, int *status)
 {
     *status = 0;
     for (;;) {
-        switch (img_getopt_first(argc, argv, global_options)) {
+        switch (img_getopt_first(argc, argv, img_global_options)) {
         case -1: return optind;
         case IMG_OPT_HELP: print_help(); return 0;
         case 'V': print_version(); return 0;

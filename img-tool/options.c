@@ -4,7 +4,6 @@
 #include "command.h"
 
 #include <assert.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -66,6 +65,15 @@ int img_getopt_first(int argc, char **argv, const struct img_option *options)
     return next_option(argc, argv, options, "+:");
 }
 
+bool img_option_has_letter(const struct img_option *options, const struct img_option *option)
+{
+    for (const struct img_option *other = options; other < option; other++) {
+        if (other->value == option->value)
+            return false;
+    }
+    return option->value < 256;
+}
+
 /* ---- for people ---- */
 
 static int print_spelling(const struct img_option *option, bool with_letter)
@@ -92,8 +100,7 @@ void img_options_print(const struct img_option *options)
     const struct img_option *described = NULL;
 
     for (const struct img_option *option = options; option->value; option++) {
-        bool same = !option->help && described && option->value == described->value;
-        int width = print_spelling(option, option->value < 256 && !same);
+        int width = print_spelling(option, img_option_has_letter(options, option));
         if (width + 2 > HELP_COLUMN)
             width = printf("\n") - 1;
         printf("%*s", HELP_COLUMN - width, "");

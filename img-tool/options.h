@@ -7,9 +7,11 @@
 
 #include <base/compiler.h>
 #include <getopt.h>
+#include <stdbool.h>
 
-/* The argument is what help calls it. In brackets it is optional, and follows the long name alone, after '='. The words
- * FMT, CACHE and OPTIONS, and a choice as in a|b|c, also say what completion offers; for any other it offers files. */
+/* The argument is what help calls it. In brackets it is optional, and follows the long name alone, after '='. FMT,
+ * CACHE, OPTIONS (of a new image), CHANGES (to an image's options) and a choice as in a|b|c also say what completion
+ * offers; for any other word it offers files. */
 struct img_option {
     int value;            /* the option's letter, or a number from 256 on if it has none; 0 ends the table */
     const char *name;     /* the long name; NULL: it has none */
@@ -39,6 +41,9 @@ enum { IMG_OPT_BAD = 0x1000, IMG_OPT_HELP };
 int img_getopt(int argc, char **argv, const struct img_option *options);
 /* The same for options before a sub-command's name: ends at the first operand. */
 int img_getopt_first(int argc, char **argv, const struct img_option *options);
+
+/* Is the row's value a letter, and does no row before it have that letter? */
+bool img_option_has_letter(const struct img_option *options, const struct img_option *option);
 
 /* The list for people, a line or two for each option. */
 void img_options_print(const struct img_option *options);

@@ -33,6 +33,8 @@ void blk_node_cancel(struct blk_node *node, bool for_good);
 /* "none", "off", "writeback", "writethrough", "directsync", "unsafe" → BLK_O_* bits and whether the device shows a
  * write cache; -EINVAL for other words. */
 int blk_cache_mode_parse(const char *mode, unsigned *flags, bool *write_cache);
+/* The words that it knows, from index 0 on; NULL after the last. */
+const char *blk_cache_mode_name(size_t index);
 
 /* Keys common to all nodes, for --help and the manual. */
 extern const struct opt_desc blk_node_options[];
