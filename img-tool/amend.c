@@ -16,7 +16,8 @@ struct amend_args {
     struct image_source source;
     struct create_opts options; /* -o; its tables are not used */
     const char *cache, *filename;
-    bool progress, quiet;
+    enum progress_mode progress;
+    bool quiet;
 };
 
 static int print_options(const char *format)
@@ -77,11 +78,11 @@ static coroutine_fn int co_change(const struct amend_args *args, struct blk_node
     struct opts *opts = opts_new();
     int ret = parse_options(args, driver, opts, errp);
 
-    progress_update(0, 1);
+    progress_poll();
     if (ret == 0)
         ret = blk_co_amend(node, opts, errp);
     if (ret == 0)
-        progress_update(1, 1);
+        progress_complete();
     opts_free(opts);
     return ret;
 }
@@ -126,7 +127,10 @@ static int parse(int argc, char **argv, struct amend_args *args)
                 return 1;
             break;
         case 't': args->cache = optarg; break;
-        case 'p': args->progress = true; break;
+        case 'p':
+            if (!progress_arg(optarg, &args->progress))
+                return 1;
+            break;
         case 'q': args->quiet = true; break;
         case OPTION_FORCE: break; /* for what loses a key's last copy: no format here has keys */
         default:
@@ -153,7 +157,7 @@ static coroutine_fn int co_run_amend(int argc, char **argv)
     int status = parse(argc, argv, &args);
 
     if (status < 0) {
-        progress_start(args.progress && !args.quiet, 1.0);
+        progress_start(args.quiet ? PROGRESS_OFF : args.progress, 1.0);
         status = image_co_with(args.filename, &args.source, co_amend, &args);
         progress_end();
     }

@@ -26,7 +26,8 @@ struct commit_args {
     struct image_source source;
     const char *cache, *filename, *base;
     struct rate rate;
-    bool drop, progress, quiet;
+    enum progress_mode progress;
+    bool drop, quiet;
 };
 
 /* The copying, on the main loop. */
@@ -186,7 +187,7 @@ static coroutine_fn int co_copy_and_empty(const struct commit_args *args, struct
     } else if (!args->drop && blk_co_make_empty(top, &error) < 0) {
         error_prepend(&error, "Failed to empty %s: ", top->filename);
     } else {
-        progress_update(1, 1);
+        progress_complete();
         return 0;
     }
     error_report_free(error);
@@ -201,7 +202,7 @@ static coroutine_fn int co_commit(struct blk_front *front, void *arg)
 
     if (!base)
         return 1;
-    progress_update(0, 1);
+    progress_poll();
     c.base = co_open_base(base, !args->source.no_write_cache);
     int ret = c.base ? co_copy_and_empty(args, &c) : -1;
     if (image_co_close(c.base) < 0)
@@ -233,7 +234,10 @@ static int parse(int argc, char **argv, struct commit_args *args)
             args->drop = true; /* the layers between would show something else over it */
             break;
         case 'd': args->drop = true; break;
-        case 'p': args->progress = true; break;
+        case 'p':
+            if (!progress_arg(optarg, &args->progress))
+                return 1;
+            break;
         case 'q': args->quiet = true; break;
         case 'r':
             if (!img_size_arg("rate limit", optarg, 0, INT64_MAX, &args->rate.limit))
@@ -258,7 +262,7 @@ static coroutine_fn int co_run_commit(int argc, char **argv)
 
     if (status >= 0)
         return status;
-    progress_start(args.progress && !args.quiet, 1.0);
+    progress_start(args.quiet ? PROGRESS_OFF : args.progress, 1.0);
     status = image_co_with(args.filename, &args.source, co_commit, &args);
     progress_end();
     if (status == 0 && !args.quiet)

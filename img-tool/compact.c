@@ -16,7 +16,8 @@
 struct compact_args {
     struct image_report report;
     const char *cache;
-    bool progress, quiet, find_zeroes;
+    enum progress_mode progress;
+    bool quiet, find_zeroes;
 };
 
 static void report_progress(struct blk_compact *compact, uint64_t done, uint64_t total)
@@ -59,10 +60,10 @@ static coroutine_fn int co_compact(struct blk_front *front, void *arg)
     struct blk_compact compact = { .find_zeroes = args->find_zeroes, .progress = report_progress };
     struct error *error = NULL;
 
-    progress_start(args->progress && !args->quiet, 1.0);
+    progress_start(args->quiet ? PROGRESS_OFF : args->progress, 1.0);
     int ret = blk_co_compact(node, &compact, &error);
     if (ret == 0)
-        progress_update(1, 1);
+        progress_complete();
     progress_end();
     if (ret < 0) {
         error_report_free(error);
@@ -79,7 +80,7 @@ static const struct img_option options[] = {
     IMAGE_REPORT_OPTIONS,
     { 't', "cache", "CACHE", "cache mode for the image" },
     { 'z', "detect-zeroes", NULL, "read all data, and give up what is zero bytes" },
-    { 'p', "progress", NULL, "show how far it is" },
+    PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,
     { 0 },
 };
@@ -92,7 +93,10 @@ static int parse(int argc, char **argv, struct compact_args *args)
     while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case 't': args->cache = optarg; break;
-        case 'p': args->progress = true; break;
+        case 'p':
+            if (!progress_arg(optarg, &args->progress))
+                return 1;
+            break;
         case 'q': args->quiet = true; break;
         case 'z': args->find_zeroes = true; break;
         default:

@@ -26,7 +26,8 @@ enum { STATUS_SAME, STATUS_DIFFERENT, STATUS_NOT_OPEN, STATUS_NO_STATUS, STATUS_
 
 struct compare_args {
     struct image_source source[2];
-    bool quiet, strict, progress;
+    bool quiet, strict;
+    enum progress_mode progress;
     const char *filename[2];
 };
 
@@ -274,7 +275,10 @@ static int parse(int argc, char **argv, struct compare_args *args)
         switch (option) {
         case 'F': args->source[1].format = optarg; break;
         case 'T': cache = optarg; break;
-        case 'p': args->progress = true; break;
+        case 'p':
+            if (!progress_arg(optarg, &args->progress))
+                return STATUS_NOT_OPEN;
+            break;
         case 'q': args->quiet = true; break;
         case 's': args->strict = true; break;
         default:
@@ -285,7 +289,8 @@ static int parse(int argc, char **argv, struct compare_args *args)
     }
     if (optind != argc - 2)
         return img_usage_error("Expecting two image file names");
-    args->progress = args->progress && !args->quiet;
+    if (args->quiet)
+        args->progress = PROGRESS_OFF;
     args->source[1].force_share = args->source[0].force_share;
     args->source[1].image_opts = args->source[0].image_opts;
     for (int i = 0; i < 2; i++) {

@@ -29,7 +29,8 @@ struct convert_args {
     struct snapshot_arg snapshot; /* -l */
     char **in_filenames;
     int in_count;
-    bool compress, copy_offload, bitmaps, skip_broken, progress, quiet, skip_create, sparse_given, target_is_zero;
+    bool compress, copy_offload, bitmaps, skip_broken, quiet, skip_create, sparse_given, target_is_zero;
+    enum progress_mode progress;
     struct create_opts create;
 };
 
@@ -230,6 +231,7 @@ static bool parse_value(int option, struct convert_args *args, struct convert *c
     case 'l': return snapshot_arg_parse(&args->snapshot, optarg);
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate.limit);
+    case 'p': return progress_arg(optarg, &args->progress);
     case 'o': return create_opts_add(&args->create, optarg);
     case IMAGE_OPT_OBJECT: return image_object_arg(optarg);
     default: return false;
@@ -286,7 +288,6 @@ static int parse(int argc, char **argv, struct convert_args *args, struct conver
         case 'F': args->backing_format = optarg; break;
         case 'C': args->copy_offload = true; break;
         case 'c': args->compress = true; break;
-        case 'p': args->progress = true; break;
         case 'q': args->quiet = true; break;
         case 't': args->target_cache = optarg; break;
         case 'T': args->source_cache = optarg; break;
@@ -371,10 +372,10 @@ static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
         return 1;
     if (args->bitmaps && convert_check_target_bitmaps(c) < 0)
         return 1;
-    progress_start(args->progress && !args->quiet, 1.0);
+    progress_start(args->quiet ? PROGRESS_OFF : args->progress, 1.0);
     int ret = convert_co_copy(c);
     if (ret == 0)
-        progress_update(1, 1);
+        progress_complete();
     progress_end();
     if (ret == 0 && args->bitmaps)
         ret = convert_co_bitmaps(c);

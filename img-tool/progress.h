@@ -5,15 +5,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* The row of a command's table of options. */
 /* clang-format off */
-#define PROGRESS_OPTION { 'p', "progress", NULL, "show how far it is" }
+/* The row of a command's table of options. */
+#define PROGRESS_OPTION { 'p', "progress", "[=text|json]", "show how far it is; json: a line of JSON each time" }
 /* clang-format on */
+
+enum progress_mode { PROGRESS_OFF, PROGRESS_TEXT, PROGRESS_JSON };
+/* What -p or --progress=TEXT asks for; NULL: nothing was said. false after reporting. */
+bool progress_arg(const char *text, enum progress_mode *mode);
 
 /* Once, from main: from now on SIGUSR1 ends nothing, in any command. */
 void progress_catch_signal(void);
-/* Starts at 0. `step`: print again after this many percent. If not `enabled`, SIGUSR1 has the next update printed. */
-void progress_start(bool enabled, double step);
+/* Starts at 0. `step`: print again after this many percent. If it is off, SIGUSR1 has the next update printed. */
+void progress_start(enum progress_mode mode, double step);
+/* In bytes. */
 void progress_update(uint64_t done, uint64_t total);
+/* Nothing new, but if a signal has asked it is answered. */
+void progress_poll(void);
+/* All is done, whatever the last update said. */
+void progress_complete(void);
 /* Ends the line, if one was begun. */
 void progress_end(void);

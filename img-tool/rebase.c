@@ -23,7 +23,8 @@ struct rebase_args {
     struct image_source source, below; /* the image; backing files */
     const char *cache, *source_cache;
     const char *filename, *backing, *backing_format;
-    bool unsafe, progress, quiet;
+    enum progress_mode progress;
+    bool unsafe, quiet;
 };
 
 /* The copying, on the main loop. */
@@ -262,7 +263,7 @@ static coroutine_fn int co_change_name(const struct rebase_args *args, struct re
     struct error *error = NULL;
     bool none = !args->backing || !*args->backing;
 
-    progress_update(1, 1);
+    progress_complete();
     if (!none && !args->backing_format)
         error_set(&error, -EINVAL, "backing format must be specified");
     else if (blk_co_change_backing(blk_front_node(r->top), none ? NULL : args->backing,
@@ -323,7 +324,10 @@ static int parse(int argc, char **argv, struct rebase_args *args)
         case 'b': args->backing = optarg; break;
         case 'F': args->backing_format = optarg; break;
         case 'u': args->unsafe = true; break;
-        case 'p': args->progress = true; break;
+        case 'p':
+            if (!progress_arg(optarg, &args->progress))
+                return 1;
+            break;
         case 'q': args->quiet = true; break;
         case 't': args->cache = optarg; break;
         case 'T': args->source_cache = optarg; break;
@@ -363,7 +367,7 @@ static coroutine_fn int co_run_rebase(int argc, char **argv)
     SWAP(args.below.force_share, args.source.force_share);
     if (args.unsafe)
         args.source.flags |= BLK_O_NO_BACKING;
-    progress_start(args.progress && !args.quiet, 1.0);
+    progress_start(args.quiet ? PROGRESS_OFF : args.progress, 1.0);
     status = co_open_and_rebase(&args);
     progress_end();
     return status;
