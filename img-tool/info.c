@@ -18,7 +18,7 @@
 
 struct info_args {
     struct image_report report;
-    bool chain;
+    bool chain, limits;
 };
 
 /* One image, as far as it was read. */
@@ -26,11 +26,49 @@ struct info_image {
     const struct blk_driver *driver;
     char *filename;
     struct blk_info info;
+    struct blk_limits limits;
 };
+
+/* ---- what requests to the image have to keep to ---- */
+
+static void add_limit(json_t *object, const char *key, uint64_t value)
+{
+    if (value)
+        json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
+/* QEMU's names as far as it has them. What there is no limit of is left out. */
+static json_t *limits_to_json(const struct blk_limits *limits)
+{
+    json_t *object = json_object();
+
+    add_limit(object, "request-alignment", limits->request_alignment);
+    add_limit(object, "max-discard", limits->max_discard);
+    add_limit(object, "discard-alignment", limits->discard_alignment);
+    add_limit(object, "max-write-zeroes", limits->max_zeroes);
+    add_limit(object, "write-zeroes-alignment", limits->zeroes_alignment);
+    add_limit(object, "min-transfer", limits->min_io);
+    add_limit(object, "opt-transfer", limits->opt_io);
+    add_limit(object, "max-transfer", limits->max_transfer);
+    add_limit(object, "max-iov", limits->max_iov);
+    add_limit(object, "min-mem-alignment", limits->memory_alignment);
+    add_limit(object, "logical-block-size", limits->logical_block);
+    add_limit(object, "physical-block-size", limits->physical_block);
+    return object;
+}
+
+static void print_limits(const struct blk_limits *limits)
+{
+    json_t *object = limits_to_json(limits);
+
+    printf("Block limits:\n");
+    json_print_human(object, 4, stdout);
+    json_decref(object);
+}
 
 /* ---- JSON: keys in the order in which QEMU has them ---- */
 
-static json_t *to_json(const struct info_image *image)
+static json_t *to_json(const struct info_args *args, const struct info_image *image)
 {
     const struct blk_info *info = &image->info;
     json_t *object = json_object();
@@ -52,6 +90,8 @@ static json_t *to_json(const struct info_image *image)
     json_add_name(object, "backing-filename", info->backing_file);
     if (info->dirty_known)
         json_object_set_new(object, "dirty-flag", json_boolean(info->dirty));
+    if (args->limits)
+        json_object_set_new(object, "limits", limits_to_json(&image->limits));
     return object;
 }
 
@@ -111,6 +151,7 @@ static coroutine_fn int co_read_image(struct blk_front *front, void *arg)
     struct blk_node *node = blk_front_node(front);
     int ret = blk_co_info(node, &image->info, &error);
     image->driver = node->driver;
+    image->limits = node->limits;
     image->filename = xstrdup(node->filename);
     if (ret < 0)
         error_report("Could not get information about '%s': %s", image->filename,
@@ -157,21 +198,24 @@ static void print(const struct info_args *args, const struct info_image *images,
         for (size_t i = 0; i < count; i++) {
             fputs(i ? "\n" : "", stdout);
             print_human(&images[i]);
+            if (args->limits)
+                print_limits(&images[i].limits);
         }
         return;
     }
     json_t *list = json_array();
     for (size_t i = 0; i < count; i++)
-        json_array_append_new(list, to_json(&images[i]));
+        json_array_append_new(list, to_json(args, &images[i]));
     json_print(args->chain ? list : json_array_get(list, 0), stdout);
     json_decref(list);
 }
 
-enum { OPTION_CHAIN = IMAGE_OPT_OWN };
+enum { OPTION_CHAIN = IMAGE_OPT_OWN, OPTION_LIMITS };
 
 static const struct img_option options[] = {
     IMAGE_REPORT_OPTIONS,
     { OPTION_CHAIN, "backing-chain", NULL, "go on with the backing file, to the end of the chain" },
+    { OPTION_LIMITS, "limits", NULL, "also alignments and sizes of requests that the image asks for" },
     { 0 },
 };
 
@@ -182,6 +226,7 @@ static int parse(int argc, char **argv, struct info_args *args)
     while ((option = img_getopt(argc, argv, options)) != -1) {
         switch (option) {
         case OPTION_CHAIN: args->chain = true; break;
+        case OPTION_LIMITS: args->limits = true; break;
         default:
             status = image_report_arg(&args->report, "info", option);
             if (status >= 0)
@@ -212,7 +257,7 @@ static coroutine_fn int co_run_info(int argc, char **argv)
 
 static struct img_command info = {
     .name = "info",
-    .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--output=FORMAT] [--backing-chain] [-U] FILE",
+    .usage = "[--object OBJECT] [--image-opts] [-f FMT] [--output=FORMAT] [--backing-chain] [--limits] [-U] FILE",
     .help =
         "Describes an image: format, sizes, backing file, what is particular to the format. --backing-chain goes on "
         "with its\n"
