@@ -74,6 +74,13 @@ static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, 
 {
     uint64_t offset, length;
 
+    if (qcow2_entry_copied(entry)) {
+        unsigned x = 62 - (c->s->cluster_bits - 8);
+        qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
+                        entry.word & ((UINT64_C(1) << x) - 1));
+        c->check->corruptions++;
+        entry = qcow2_entry_with_copied(entry, false);
+    }
     if (c->s->external) {
         qcow2_check_say(c, true, "ERROR compressed cluster %" PRIu64 " with data file, entry=0x%" PRIx64, index,
                         entry.word);
@@ -88,16 +95,8 @@ static void count_compressed(struct qcow2_checker *c, struct qcow2_entry entry, 
         c->check->corruptions++;
         return;
     }
-    if (qcow2_entry_copied(entry)) {
-        unsigned x = 62 - (c->s->cluster_bits - 8);
-        qcow2_check_say(c, true, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for compressed clusters",
-                        entry.word & ((UINT64_C(1) << x) - 1));
-        c->check->corruptions++;
-    }
     qcow2_entry_compressed_place(entry, c->s->cluster_bits, &offset, &length);
-    /* The last sector may be cut short by the file's end; what matters is which clusters are meant. */
-    uint64_t first = align_down(offset, BLK_SECTOR_SIZE);
-    count(c, first, align_up(offset + length, BLK_SECTOR_SIZE) - first);
+    count(c, offset, length);
     if (statistics) {
         c->check->allocated_clusters++;
         c->check->compressed_clusters++;
@@ -116,18 +115,24 @@ static coroutine_fn int co_write_table(struct qcow2_checker *c, uint64_t table, 
     return ret < 0 ? ret : blk_co_write(s->node->file, table, buffer, s->cluster_size, 0);
 }
 
-/* A zero cluster needs no place: one that cannot be right is simply dropped. */
-static bool mend_zero(const struct qcow2_checker *c, struct qcow2_entry entry, uint64_t *slot)
+static bool holds_data(const struct qcow2_checker *c, struct qcow2_entry entry)
 {
-    bool mend = (c->fix & BLK_FIX_ERRORS) && slot && qcow2_entry_kind(entry) == QCOW2_ZERO_ALLOCATED;
+    return c->s->extended ? qcow2_entry_allocated(entry) : !qcow2_entry_zero_flag(entry);
+}
+
+/* A cluster without data needs no place: one that cannot be right is simply dropped. */
+static bool mend_place(const struct qcow2_checker *c, struct qcow2_entry entry, uint64_t *slot)
+{
+    bool data = holds_data(c, entry), mend = (c->fix & BLK_FIX_ERRORS) && slot && !data;
+    struct qcow2_entry mended = { c->s->extended ? 0 : QCOW2_ZERO, entry.subclusters };
 
     qcow2_check_say(c, !mend, "%s offset=%" PRIx64 ": %s is not properly aligned; L2 entry corrupted.",
                     mend ? "Repairing" : "ERROR", qcow2_entry_host(entry),
-                    qcow2_entry_zero_flag(entry) ? "Preallocated cluster" : "Data cluster");
+                    data ? "Data cluster" : "Preallocated cluster");
     c->check->corruptions += !mend;
     c->check->corruptions_fixed += mend;
     if (mend)
-        qcow2_entry_store(slot, 0, qcow2_entry_zero(false), qcow2_layout(c->s));
+        qcow2_entry_store(slot, 0, mended, qcow2_layout(c->s));
     return mend;
 }
 
@@ -146,8 +151,8 @@ static void say_bad_subclusters(struct qcow2_checker *c, struct qcow2_entry entr
 static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index, bool mendable, uint64_t *next,
                         bool statistics)
 {
-    struct qcow2_entry entry = qcow2_entry_load(table, index, qcow2_layout(c->s));
-    uint64_t *slot = mendable ? &table[c->s->extended ? index * 2 : index] : NULL;
+    uint64_t *slot = &table[c->s->extended ? index * 2 : index];
+    struct qcow2_entry entry = qcow2_entry_load(slot, 0, qcow2_layout(c->s));
     uint64_t offset = qcow2_entry_host(entry);
     enum qcow2_kind kind = qcow2_entry_kind(entry);
 
@@ -156,14 +161,14 @@ static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index
         return false;
     }
     if (qcow2_entry_reserved_bits(entry)) {
-        qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry.word);
+        qcow2_check_say(c, true, "ERROR found l2 entry with reserved bits set: %" PRIx64, be64toh(*slot));
         c->check->corruptions++;
     }
     if (c->s->extended && !qcow2_entry_subclusters_valid(entry))
         say_bad_subclusters(c, entry);
     if (!qcow2_entry_has_cluster(entry))
         return false;
-    if (qcow2_in_cluster(c->s, offset) && mend_zero(c, entry, slot))
+    if (qcow2_in_cluster(c->s, offset) && mend_place(c, entry, mendable ? slot : NULL))
         return true;
     if (statistics) {
         c->check->allocated_clusters++;
@@ -456,7 +461,7 @@ static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *sl
     if (refcount == UINT64_MAX || (refcount == 1) == qcow2_entry_copied(entry))
         return false;
     qcow2_check_say(c, !(fix & BLK_FIX_ERRORS), "%s OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64,
-                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", entry.word, refcount);
+                    fix & BLK_FIX_ERRORS ? "Repairing" : "ERROR", be64toh(*slot), refcount);
     if (!(fix & BLK_FIX_ERRORS)) {
         c->check->corruptions++;
         return false;
