@@ -3,8 +3,11 @@
  * Check: counts every reference to every cluster and compares with the refcounts, in QEMU's words.
  *
  * Everything is read from the file itself, through no cache, and nothing that is read is trusted: what lies outside
- * the file is an error and is not followed. Counts are one word a cluster of the file, so memory is bounded by the
- * file's size.
+ * the file is an error and is not followed. Counts take a few bits for each cluster that the file holds (counts.c), so
+ * memory is bounded by the file's size.
+ *
+ * survey.c looks at tables first, many at a time. What it found nothing wrong with is done; the rest is gone through
+ * here, one after the other, so that all that is said has the order of the tables.
  */
 #include "check.h"
 
@@ -13,6 +16,7 @@
 #include "overlap.h"
 #include "refcount.h"
 #include "snapshot.h"
+#include "survey.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,6 +33,14 @@ void qcow2_check_say(const struct qcow2_checker *c, bool error, const char *fmt,
     vsnprintf(line, sizeof(line), fmt, args);
     va_end(args);
     c->check->report(c->check, error, line);
+}
+
+void qcow2_checker_finish(struct qcow2_checker *c)
+{
+    qcow2_counts_finish(&c->counts);
+    free(c->not_tables);
+    c->not_tables = NULL;
+    c->not_tables_clusters = 0;
 }
 
 /* ---- counting ---- */
@@ -50,13 +62,9 @@ static void count_as(struct qcow2_checker *c, uint64_t offset, uint64_t length, 
                         offset, length);
         return;
     }
-    uint64_t last = (end - 1) >> s->cluster_bits;
-    for (uint64_t i = offset >> s->cluster_bits; i <= last && i < c->clusters; i++) {
-        if (qcow2_references(c, i) < UINT32_MAX)
-            qcow2_references_set(c, i, qcow2_references(c, i) + 1);
-        if (i < c->not_tables_clusters && !as_table)
-            c->not_tables[i / 64] |= UINT64_C(1) << i % 64;
-    }
+    uint64_t first = offset >> s->cluster_bits, behind = MIN(div_round_up(end, s->cluster_size), c->clusters);
+    if (first < behind)
+        qcow2_references_add(c, first, behind - first, as_table);
 }
 
 static void count(struct qcow2_checker *c, uint64_t offset, uint64_t length) { count_as(c, offset, length, false); }
@@ -181,11 +189,12 @@ static bool count_entry(struct qcow2_checker *c, uint64_t *table, uint64_t index
     return false;
 }
 
-static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool active)
+/* What the survey found something in. */
+static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, bool active, int finding)
 {
     bool changed = false, mendable = active && may_mend(c, table);
     uint64_t next = 0;
-    int ret = blk_co_read(c->s->node->file, table, buffer, c->s->cluster_size);
+    int ret = finding < 0 ? finding : blk_co_read(c->s->node->file, table, buffer, c->s->cluster_size);
 
     if (ret < 0) {
         qcow2_check_say(c, true, "ERROR: I/O error in check_refcounts_l2");
@@ -201,10 +210,12 @@ static coroutine_fn int co_count_l2(struct qcow2_checker *c, uint64_t table, uin
 static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1, uint64_t l1_offset, uint32_t l1_size,
                                     bool active)
 {
-    uint64_t *buffer = malloc(c->s->cluster_size);
-    int ret = buffer ? 0 : -ENOMEM;
+    AUTO_FREE uint64_t *buffer = malloc(c->s->cluster_size);
+    AUTO_FREE int16_t *findings = NULL;
+    int ret = buffer ? qcow2_co_survey_references(c, l1, l1_size, active, &findings) : -ENOMEM;
 
-    count(c, l1_offset, (uint64_t)l1_size * 8);
+    if (ret == 0)
+        count(c, l1_offset, (uint64_t)l1_size * 8);
     for (uint32_t i = 0; i < l1_size && ret == 0; i++) {
         uint64_t entry = be64toh(l1[i]), table = entry & QCOW2_OFFSET_MASK;
         if (entry & QCOW2_L1_RESERVED) {
@@ -220,10 +231,9 @@ static coroutine_fn int co_count_l1(struct qcow2_checker *c, const uint64_t *l1,
             c->check->corruptions++;
         }
         /* Past the end there are only zeroes, which refer to nothing. */
-        if (table < blk_node_size(c->s->node->file))
-            ret = co_count_l2(c, table, buffer, active);
+        if (findings[i])
+            ret = co_count_l2(c, table, buffer, active, findings[i]);
     }
-    free(buffer);
     return ret;
 }
 
@@ -357,14 +367,14 @@ coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c)
 {
     struct qcow2 *s = c->s;
 
-    c->rebuild = false;
-    free(c->counts);
+    c->rebuild = c->compared = false;
+    qcow2_counts_finish(&c->counts);
     c->clusters = div_round_up(blk_node_size(s->node->file), s->cluster_size);
-    c->counts = calloc(MAX(c->clusters, UINT64_C(1)), sizeof(*c->counts));
-    if (!c->counts)
-        return -ENOMEM;
+    int ret = qcow2_counts_init(&c->counts, c->clusters);
+    if (ret < 0)
+        return ret;
     count(c, 0, s->cluster_size);
-    int ret = co_count_l1(c, (const uint64_t *)(const void *)s->l1, s->header.l1_offset, s->l1_size, true);
+    ret = co_count_l1(c, (const uint64_t *)(const void *)s->l1, s->header.l1_offset, s->l1_size, true);
     for (uint32_t i = 0; i < s->header.snapshot_count && ret == 0; i++)
         ret = co_count_snapshot(c, &s->snapshots[i]);
     count(c, s->header.snapshots_offset, s->snapshots_length);
@@ -373,7 +383,7 @@ coroutine_fn int qcow2_co_count_references(struct qcow2_checker *c)
     count(c, s->reftable_offset, s->reftable_entries * 8);
     for (uint64_t i = 0; i < s->reftable_entries && ret == 0; i++)
         count_refblock(c, i);
-    return ret;
+    return ret == 0 && c->counts.failed ? -ENOMEM : ret;
 }
 
 coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c)
@@ -386,7 +396,7 @@ coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c)
     if (!first.not_tables)
         return -ENOMEM;
     int ret = qcow2_co_count_references(&first);
-    free(first.counts);
+    qcow2_counts_finish(&first.counts);
     c->not_tables = first.not_tables;
     c->not_tables_clusters = first.not_tables_clusters;
     return ret;
@@ -394,20 +404,27 @@ coroutine_fn int qcow2_co_find_tables(struct qcow2_checker *c)
 
 /* ---- comparing ---- */
 
-static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster, unsigned fix)
+static void say_no_refcount(struct qcow2_checker *c, uint64_t cluster, int error)
+{
+    qcow2_check_say(c, true, "Can't get refcount for cluster %" PRIu64 ": %s", cluster, strerror(-error));
+    c->check->check_errors++;
+    qcow2_counts_doubt(&c->counts, cluster);
+}
+
+static coroutine_fn void co_compare_one(struct qcow2_checker *c, uint64_t cluster, unsigned fix)
 {
     uint64_t refcount = 0, found = qcow2_references(c, cluster);
     int ret = qcow2_co_refcount(c->s, cluster, &refcount);
 
     if (ret < 0) {
-        qcow2_check_say(c, true, "Can't get refcount for cluster %" PRIu64 ": %s", cluster, strerror(-ret));
-        c->check->check_errors++;
-        return 0;
+        say_no_refcount(c, cluster, ret);
+        return;
     }
     if (refcount || found)
         c->check->image_end_offset = (cluster + 1) << c->s->cluster_bits;
     if (refcount == found)
-        return 0;
+        return;
+    qcow2_counts_doubt(&c->counts, cluster);
     bool leak = refcount > found, mend = fix & (leak ? BLK_FIX_LEAKS : BLK_FIX_ERRORS);
     if (refcount == 0)
         c->rebuild = true;
@@ -419,22 +436,46 @@ static coroutine_fn int co_compare_one(struct qcow2_checker *c, uint64_t cluster
     if (mend && qcow2_co_refcount_change(c->s, cluster, found) == 0) {
         c->check->leaks_fixed += leak;
         c->check->corruptions_fixed += !leak;
-        return 0;
+        return;
     }
     c->check->leaks += leak;
     c->check->corruptions += !leak;
-    return 0;
+}
+
+/* The clusters that a refcount block counts, [first, end). */
+static coroutine_fn void co_compare_block(struct qcow2_checker *c, uint64_t first, uint64_t end, int finding,
+                                          unsigned fix)
+{
+    if (finding == 0) {
+        uint64_t used = qcow2_counts_end(&c->counts, first, end);
+        if (used > first)
+            c->check->image_end_offset = used << c->s->cluster_bits;
+        return;
+    }
+    /* The block was read for the first of its clusters; for each of the others that is tried again. */
+    if (finding < 0)
+        say_no_refcount(c, first++, finding);
+    for (uint64_t i = first; i < end; i++)
+        co_compare_one(c, i, fix);
 }
 
 coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fix)
 {
-    int ret = 0;
+    struct qcow2 *s = c->s;
+    uint64_t blocks = MIN(div_round_up(c->clusters, UINT64_C(1) << s->refblock_bits), s->reftable_entries);
+    AUTO_FREE int16_t *findings = NULL;
 
-    c->check->image_end_offset = c->s->cluster_size;
-    co_mutex_lock(&c->s->lock);
-    for (uint64_t i = 0; i < c->clusters && ret == 0; i++)
-        ret = co_compare_one(c, i, fix);
-    co_mutex_unlock(&c->s->lock);
+    c->check->image_end_offset = s->cluster_size;
+    co_mutex_lock(&s->lock);
+    int ret = qcow2_co_survey_refcounts(c, blocks, &findings);
+    for (uint64_t i = 0; i < blocks && ret == 0; i++)
+        co_compare_block(c, i << s->refblock_bits, MIN((i + 1) << s->refblock_bits, c->clusters), findings[i], fix);
+    /* What no block counts has no references, or too many. */
+    uint64_t cluster = MIN(blocks << s->refblock_bits, c->clusters);
+    while (ret == 0 && (cluster = qcow2_counts_first(&c->counts, cluster, c->clusters)) < c->clusters)
+        co_compare_one(c, cluster++, fix);
+    co_mutex_unlock(&s->lock);
+    c->compared = ret == 0;
     return ret;
 }
 
@@ -442,8 +483,10 @@ coroutine_fn int qcow2_co_compare_refcounts(struct qcow2_checker *c, unsigned fi
 
 static coroutine_fn uint64_t co_refcount_of(struct qcow2_checker *c, uint64_t offset)
 {
-    uint64_t refcount = 0;
+    uint64_t refcount;
 
+    if (qcow2_compared_refcount(c, offset >> c->s->cluster_bits, &refcount))
+        return refcount;
     co_mutex_lock(&c->s->lock);
     int ret = qcow2_co_refcount(c->s, offset >> c->s->cluster_bits, &refcount);
     co_mutex_unlock(&c->s->lock);
@@ -471,11 +514,12 @@ static coroutine_fn bool co_check_l2_entry(struct qcow2_checker *c, uint64_t *sl
     return true;
 }
 
-static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, unsigned fix)
+static coroutine_fn int co_check_table(struct qcow2_checker *c, uint64_t table, uint64_t *buffer, unsigned fix,
+                                       int finding)
 {
     struct qcow2 *s = c->s;
     bool changed = false;
-    int ret = blk_co_read(s->node->file, table, buffer, s->cluster_size);
+    int ret = finding < 0 ? finding : blk_co_read(s->node->file, table, buffer, s->cluster_size);
 
     if (!may_mend(c, table))
         fix = 0;
@@ -506,17 +550,17 @@ static coroutine_fn void co_check_l1_entry(struct qcow2_checker *c, uint32_t ind
 coroutine_fn int qcow2_co_check_copied(struct qcow2_checker *c, unsigned fix)
 {
     struct qcow2 *s = c->s;
-    uint64_t *buffer = malloc(s->cluster_size);
-    int ret = buffer ? 0 : -ENOMEM;
+    AUTO_FREE uint64_t *buffer = malloc(s->cluster_size);
+    AUTO_FREE int16_t *findings = NULL;
+    int ret = buffer ? qcow2_co_survey_copied(c, &findings) : -ENOMEM;
 
     for (uint32_t i = 0; i < s->l1_size && ret == 0; i++) {
         uint64_t entry = qcow2_l1_entry(s, i), table = entry & QCOW2_OFFSET_MASK;
         if (table == 0)
             continue;
         co_check_l1_entry(c, i, entry, fix);
-        if (table < blk_node_size(s->node->file))
-            ret = co_check_table(c, table, buffer, fix);
+        if (findings[i])
+            ret = co_check_table(c, table, buffer, fix, findings[i]);
     }
-    free(buffer);
     return ret;
 }

@@ -110,8 +110,7 @@ coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, 
     if (fix)
         qcow2_slices_forget(s);
     int ret = co_check_all(&c);
-    free(c.counts);
-    free(c.not_tables);
+    qcow2_checker_finish(&c);
     if (fix)
         qcow2_slices_forget(s);
     if (ret < 0 && errp && !*errp)

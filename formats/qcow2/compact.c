@@ -330,7 +330,7 @@ coroutine_fn int qcow2_co_compact(struct blk_node *node, struct blk_compact *com
     struct error *error = NULL;
     int ret = co_compact_marked(&k, &error);
 
-    free(k.checker.counts);
+    qcow2_checker_finish(&k.checker);
     if (ret < 0)
         error_set_errno(&error, ret, "Could not compact the image");
     error_propagate(errp, error);

@@ -103,7 +103,7 @@ coroutine_fn int qcow2_co_expand_snapshots(struct qcow2 *s, struct error **errp)
     ret = co_expand(&x, errp);
     s->dirty_stays = s->dirty_stays || ret < 0;
     qcow2_batch_finish(&x.batch);
-    free(x.checker.counts);
+    qcow2_checker_finish(&x.checker);
     int ended = qcow2_co_marked_end(s);
     return ret < 0 ? ret : ended;
 }

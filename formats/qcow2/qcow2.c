@@ -14,9 +14,9 @@
  *   map.c extent.c                             the hot path: lock-free look-ups, and block status made of them
  *   read.c write.c write_compressed.c zero.c   what map leaves to coroutines
  *   l1table.c references.c                     the active L1 table replaced; all that an L1 table refers to
- *   options.c create_options.c truncate.c relayout.c bitmaps.c vmstate.c snapshot_list.c snapshot_change.c check.c
- *   rebuild.c check_repair.c batch.c tables.c place_map.c compact_zeroes.c compact_tables.c compact.c expand.c amend.c
- *   info.c open.c reopen.c create.c measure.c qcow2.c
+ *   options.c create_options.c truncate.c relayout.c bitmaps.c vmstate.c snapshot_list.c snapshot_change.c survey.c
+ *   check.c rebuild.c check_repair.c batch.c tables.c place_map.c compact_zeroes.c compact_tables.c compact.c expand.c
+ *   amend.c info.c open.c reopen.c create.c measure.c qcow2.c
  *                                              the image as a whole
  */
 #include "driver.h"

@@ -102,6 +102,8 @@ static int place(struct qcow2_checker *c, struct rebuild *r)
     bool room = take_unused(c, end, r->table_clusters, &r->place[r->blocks]);
     for (uint64_t i = 0; i < r->blocks && room; i++)
         room = take_unused(c, end, 1, &r->place[i]);
+    if (c->counts.failed) /* what was taken would be taken again */
+        return -ENOMEM;
     return room ? 0 : -ENOSPC;
 }
 
@@ -291,8 +293,7 @@ coroutine_fn int qcow2_co_change_refcount_width(struct qcow2 *s, unsigned order,
 
     qcow2_slices_forget(s);
     int ret = co_change_width(&c, order, errp);
-    free(c.counts);
-    free(c.not_tables);
+    qcow2_checker_finish(&c);
     qcow2_slices_forget(s);
     return ret;
 }
