@@ -7,12 +7,12 @@
  * is registered as a tracked range first, so that no other write to that block is lost.
  */
 #include "piece.h"
-#include "tracked.h"
 
 #include <base/checked.h>
 #include <base/coroutine.h>
 #include <base/testpoint.h>
 #include <block/iov.h>
+#include <block/tracked.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>

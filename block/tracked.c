@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Tracked ranges (tracked.h). An entry waits only for entries before it in the list, which is the order of arrival: no
- * circle can form. `tracking` counts the entries; the list and the condition are guarded by tracked_lock.
+ * Tracked ranges (block/tracked.h). An entry waits only for entries before it in the list, which is the order of
+ * arrival: no circle can form. `tracking` counts the entries; the list and the condition are guarded by tracked_lock.
  */
-#include "tracked.h"
-
 #include <base/checked.h>
 #include <base/epoch.h>
+#include <block/tracked.h>
 
 static bool earlier_overlaps(struct blk_node *node, const struct blk_tracked *mine)
 {

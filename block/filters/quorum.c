@@ -3,13 +3,18 @@
  * quorum: one disk kept on several images. A write counts if enough of them took it. A read takes what enough of them
  * agree on (read-pattern=quorum), or what the first gives that can be read (fifo). With two images and blkverify=on the
  * program ends at the first difference.
+ *
+ * Q1: with rewrite-corrupted=on each change of the disk is in the list of tracked ranges. So no change to the same
+ *     place is in flight, nor starts, from the vote that decides a rewrite to the end of the rewrite.
  */
 #include "verify.h"
 
 #include <base/checked.h>
 #include <base/compiler.h>
+#include <base/testpoint.h>
 #include <block/image.h>
 #include <block/iov.h>
+#include <block/tracked.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -73,20 +78,15 @@ static coroutine_fn int co_open_children(struct blk_node *node, struct opts *opt
     return ret;
 }
 
-static int check_options(struct quorum *s, struct error **errp)
-{
-    if (s->threshold < 1)
-        return error_set(errp, -EINVAL, "Parameter 'vote-threshold' expects a value >= 1");
-    s->fifo = strcmp(s->read_pattern, "fifo") == 0;
-    if (!s->fifo && strcmp(s->read_pattern, "quorum") != 0)
-        return error_set(errp, -EINVAL, "Please set read-pattern as fifo or quorum");
-    return 0;
-}
-
-static int check_children(const struct quorum *s, struct error **errp)
+/* What was given, in the order in which QEMU finds fault with it. */
+static int check(const struct quorum *s, struct error **errp)
 {
     if (s->count == 0)
         return error_set(errp, -EINVAL, "Number of provided children must be 1 or more");
+    if (s->threshold < 1)
+        return error_set(errp, -EINVAL, "Parameter 'vote-threshold' expects a value >= 1");
+    if (!s->fifo && strcmp(s->read_pattern, "quorum") != 0)
+        return error_set(errp, -EINVAL, "Please set read-pattern as fifo or quorum");
     if (s->threshold > s->count)
         return error_set(errp, -EINVAL, "threshold may not exceed children count");
     if (s->blkverify && (s->count != 2 || s->threshold != 2))
@@ -106,14 +106,12 @@ static coroutine_fn int quorum_co_open(struct blk_node *node, struct opts *opts,
     struct quorum *s = node->state;
     int ret = opts_read(opts, quorum_options, s, errp);
 
-    if (ret >= 0)
-        ret = co_open_children(node, opts, flags, errp);
-    if (ret == 0 && s->count == 0)
-        ret = check_children(s, errp);
+    if (ret < 0)
+        return ret;
+    s->fifo = strcmp(s->read_pattern, "fifo") == 0;
+    ret = co_open_children(node, opts, flags, errp);
     if (ret == 0)
-        ret = check_options(s, errp);
-    if (ret == 0)
-        ret = check_children(s, errp);
+        ret = check(s, errp);
     if (ret < 0)
         return ret;
     node->limits = s->children[0]->limits;
@@ -206,7 +204,7 @@ static void verify(const struct verify_request *r)
     verify_end();
 }
 
-static coroutine_fn void co_rewrite(const struct verify_request *r, size_t winner)
+static coroutine_fn void co_rewrite_losers(const struct verify_request *r, size_t winner)
 {
     for (size_t i = 0; i < r->count; i++) {
         if (r->children[i].ret == 0 && !same(r, i, winner) && blk_node_writable(r->children[i].node))
@@ -214,8 +212,31 @@ static coroutine_fn void co_rewrite(const struct verify_request *r, size_t winne
     }
 }
 
-static coroutine_fn int co_vote_on_read(struct quorum *s, struct verify_request *r)
+/* What a vote has found to differ may have been written since, or may have been a write under way. So the vote is taken
+ * again with the range closed to changes (Q1), and that one counts. */
+static coroutine_fn void co_repair(struct blk_node *node, uint64_t offset, uint64_t length)
 {
+    struct quorum *s = node->state;
+    struct verify_child children[MAX_CHILDREN];
+    struct verify_request r = { .op = BLK_OP_READ, .offset = offset, .length = length };
+    struct blk_tracked tracked;
+    size_t votes = 0, winner = 0;
+
+    testpoint_co("quorum-voted");
+    blk_co_tracked_rewrite(node, &tracked, offset, length);
+    if (co_send(s, &r, children) == 0)
+        winner = elect(&r, &votes);
+    if (votes >= s->threshold) {
+        testpoint_co("quorum-rewrite");
+        co_rewrite_losers(&r, winner);
+    }
+    blk_tracked_end(node, &tracked);
+    verify_free_buffers(&r);
+}
+
+static coroutine_fn int co_vote_on_read(struct blk_node *node, struct verify_request *r)
+{
+    struct quorum *s = node->state;
     size_t votes, winner;
 
     if (successes(r) < s->threshold)
@@ -226,7 +247,7 @@ static coroutine_fn int co_vote_on_read(struct quorum *s, struct verify_request 
     if (votes < s->threshold)
         return -EIO;
     if (s->rewrite && votes < r->count)
-        co_rewrite(r, winner);
+        co_repair(node, r->offset, r->length);
     iov_from_buffer(r->iov, r->iov_count, 0, r->children[winner].buffer, r->length);
     return 0;
 }
@@ -256,7 +277,7 @@ static coroutine_fn int quorum_co_read(struct blk_node *node, uint64_t offset, u
         return co_read_first(s, offset, length, iov, iov_count);
     int ret = co_send(s, &r, children);
     if (ret == 0)
-        ret = co_vote_on_read(s, &r);
+        ret = co_vote_on_read(node, &r);
     verify_free_buffers(&r);
     return ret;
 }
@@ -266,8 +287,14 @@ static coroutine_fn int co_change(struct blk_node *node, struct verify_request *
 {
     struct quorum *s = node->state;
     struct verify_child children[MAX_CHILDREN];
-    int ret = co_send(s, r, children);
+    struct blk_tracked tracked;
+    bool tracks = s->rewrite && r->op != BLK_OP_FLUSH; /* Q1 */
 
+    if (tracks)
+        blk_co_tracked_write(node, &tracked, r->offset, r->length);
+    int ret = co_send(s, r, children);
+    if (tracks)
+        blk_tracked_end(node, &tracked);
     if (ret < 0)
         return ret;
     return successes(r) >= s->threshold ? 0 : voted_error(r);

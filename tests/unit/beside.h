@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One request to a node beside the test, which goes on meanwhile: the first sector, or a flush. */
+/* One request to a node beside the test, which goes on meanwhile: to the first sector, or a flush. */
 #pragma once
 
 #include <base/coroutine.h>
@@ -18,9 +18,13 @@ static inline coroutine_fn void beside_co(void *arg)
 {
     struct beside *b = arg;
 
-    b->ret = b->op == BLK_OP_READ    ? blk_co_read(b->node, 0, b->data, sizeof(b->data))
-             : b->op == BLK_OP_WRITE ? blk_co_write(b->node, 0, b->data, sizeof(b->data), 0)
-                                     : blk_co_flush(b->node);
+    switch (b->op) {
+    case BLK_OP_READ: b->ret = blk_co_read(b->node, 0, b->data, sizeof(b->data)); break;
+    case BLK_OP_WRITE: b->ret = blk_co_write(b->node, 0, b->data, sizeof(b->data), 0); break;
+    case BLK_OP_WRITE_ZEROES: b->ret = blk_co_write_zeroes(b->node, 0, sizeof(b->data), 0); break;
+    case BLK_OP_DISCARD: b->ret = blk_co_discard(b->node, 0, sizeof(b->data)); break;
+    default: b->ret = blk_co_flush(b->node);
+    }
     b->done = true;
 }
 

@@ -87,6 +87,17 @@ static inline coroutine_fn struct blk_node *co_open_line(const char *line, unsig
     return node;
 }
 
+/* The same, if it is sure to open. */
+static inline coroutine_fn struct blk_node *co_open_words(const char *line, unsigned flags)
+{
+    struct error *error = NULL;
+    struct blk_node *node = co_open_line(line, flags, &error);
+
+    if (!node)
+        fail_msg("%s", error_text(error));
+    return node;
+}
+
 static inline coroutine_fn void co_assert_refused(const char *line, unsigned flags, const char *text)
 {
     struct error *error = NULL;

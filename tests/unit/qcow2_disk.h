@@ -5,16 +5,6 @@
 #include "image.h"
 #include "memory_node.h"
 
-static inline coroutine_fn struct blk_node *co_open_words(const char *line, unsigned flags)
-{
-    struct error *error = NULL;
-    struct blk_node *node = co_open_line(line, flags, &error);
-
-    if (!node)
-        fail_msg("%s", error_text(error));
-    return node;
-}
-
 /* A disk of `size` bytes; `cluster_size` in bytes, as an option. */
 static inline coroutine_fn void co_create_qcow2(struct blk_node *file, uint64_t size, const char *cluster_size)
 {

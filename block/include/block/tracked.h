@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Private to block/: ranges of a node where one write must not meet another.
+ * Ranges of a node where one write must not meet another.
  *
  * A read-modify-write of an aligned block rewrites bytes that its request does not cover; a write to those bytes that
  * is acknowledged meanwhile would be lost. So the rewriter registers its blocks as a tracked range: later writes that
  * overlap wait for it, and it waits for those that came before. Writes of the mapped path are not in the list; they see
- * node->tracking and go the slow way, and those that had not seen it yet are waited for by their epoch.
+ * node->tracking and go the slow way, and those that had not seen it yet are waited for by their epoch. A driver that
+ * rewrites a range of its own node (block/filters/quorum.c) maps no write, and enters each that it carries out.
  */
 #pragma once
 
