@@ -7,6 +7,8 @@
  * and the copying stays. A copy that cannot be written harms nobody: the reader has the data. What the image has itself
  * is mapped through to it.
  */
+#include "filter.h"
+
 #include <base/checked.h>
 #include <base/compiler.h>
 #include <block/image.h>
@@ -100,6 +102,10 @@ static void copy_on_read_map(struct blk_node *node, enum blk_op op, unsigned fla
 {
     struct blk_node *child = node->file;
 
+    if (filter_grows(node, op, offset, length)) {
+        *extent = (struct blk_extent){ .kind = BLK_SLOW, .length = length };
+        return;
+    }
     if (op == BLK_OP_READ && child->driver->map) {
         child->driver->map(child, op, flags, offset, length, extent);
         length = extent->length;
@@ -225,6 +231,8 @@ static const struct blk_driver copy_on_read_driver = {
     .map = copy_on_read_map,
     .co_extent = copy_on_read_co_extent,
     .co_read = copy_on_read_co_read,
+    .co_write = filter_co_write,
+    .co_write_zeroes = filter_co_write_zeroes,
     .child_changed = copy_on_read_child_changed,
     .child_perm = copy_on_read_child_perm,
 };

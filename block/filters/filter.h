@@ -21,3 +21,8 @@ static inline bool filter_grows(struct blk_node *node, enum blk_op op, uint64_t 
 {
     return op != BLK_OP_READ && op != BLK_OP_FLUSH && offset + length > blk_node_size(node);
 }
+
+/* co_write and co_write_zeroes of a filter that does nothing else with them than that. */
+coroutine_fn int filter_co_write(struct blk_node *node, uint64_t offset, uint64_t length, const struct iovec *iov,
+                                 int iov_count, unsigned flags);
+coroutine_fn int filter_co_write_zeroes(struct blk_node *node, uint64_t offset, uint64_t length, unsigned flags);

@@ -105,12 +105,31 @@ TEST_CO(an_error_below_is_told_and_copies_nothing)
     return 0;
 }
 
+/* Below a format it is as long as the file: what is written past the end is there when it is read. */
+TEST_CO(it_grows_with_the_file_below)
+{
+    struct blk_node *file = co_open_words("driver=memory,node-name=mem,size=0", BLK_O_RDWR | BLK_O_RESIZE);
+    struct blk_node *filter = co_open_words("driver=copy-on-read,file=mem", BLK_O_RDWR | BLK_O_RESIZE);
+    uint8_t data[CLUSTER], back[CLUSTER];
+
+    memset(data, 'd', sizeof(data));
+    assert_int_equal(blk_co_write(filter, 0, data, CLUSTER, 0), 0);
+    assert_int_equal(blk_co_read(filter, 0, back, CLUSTER), 0);
+    assert_memory_equal(back, data, CLUSTER);
+    assert_int_equal(blk_co_write_zeroes(filter, CLUSTER, CLUSTER, 0), 0);
+    assert_int_equal(blk_node_size(filter), 2 * CLUSTER);
+    assert_int_equal(blk_co_node_unref(filter), 0);
+    assert_int_equal(blk_co_node_unref(file), 0);
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         LOOP_TEST(a_write_between_reading_and_copying_stays),
         LOOP_TEST(what_is_read_is_there_although_it_cannot_be_copied),
         LOOP_TEST(an_error_below_is_told_and_copies_nothing),
+        LOOP_TEST(it_grows_with_the_file_below),
     };
 
     setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */
