@@ -16,8 +16,6 @@ struct blk_node *blk_child_detach(struct blk_child *child);
 /* The main loop changes a node's list of parents under this lock; others hold it while they walk up. It is a leaf. */
 void blk_links_lock(void);
 void blk_links_unlock(void);
-/* A filter that says nothing else has its child's size and limits. */
-void blk_filter_follow(struct blk_node *node);
 /* The node may have another size now: parents that follow their child's take it over, and front ends hear of it. */
 void blk_node_report_size(struct blk_node *node);
 /* By a node that is open, or opens. Nodes that close do not count. */

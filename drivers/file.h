@@ -39,11 +39,12 @@ struct file_state {
     atomic_int flush_error;
 
     /* file_ahead.c. `grown` (any loop): a write that ends here or before leaves the host file's size as it is;
-     * UINT64_MAX: nobody minds. `ahead_lock` guards from `growing` on. `ahead` and `ahead_end`: written while no write
-     * is in flight, `ahead_end` also by the one who grows. */
+     * UINT64_MAX: nobody minds. `ahead_lock` guards from `growing` on. `ahead`, `how` and `ahead_end`: written while no
+     * write is in flight, `ahead_end` also by the one who grows. */
     _Atomic uint64_t grown;
-    bool ahead;         /* asked for */
-    uint64_t ahead_end; /* how long we made the file; 0: we did not */
+    bool ahead;           /* asked for, */
+    struct blk_ahead how; /* and how */
+    uint64_t ahead_end;   /* how long we made the file; 0: we did not */
     pthread_mutex_t ahead_lock;
     bool growing;
     struct pool_work *waiting, **waiting_end; /* of blk_io: writes until the file is longer */
@@ -81,7 +82,7 @@ coroutine_fn int file_co_truncate(struct blk_node *node, uint64_t size, bool exa
 void file_ahead_init(struct file_state *s);
 /* Cuts off what was grown ahead. No change is in flight. Blocking. */
 void file_ahead_trim(struct blk_node *node);
-void file_grow_ahead(struct blk_node *node, bool on);
+void file_grow_ahead(struct blk_node *node, const struct blk_ahead *how);
 
 /* Does the host know open-file-description locks? */
 bool file_lock_supported(int fd);

@@ -3,9 +3,9 @@
  * Growing a file ahead of its writers. A write that makes a file longer costs the host two to three times one that does
  * not: its size changes under the inode's lock, alone. So, if the format asked for it, the file is made longer by a
  * hole of many megabytes before a write would pass its end, and the hole is cut off when the node is closed or its user
- * stops writing.
+ * stops writing. If the filter preallocate asked for it, that is no hole, but space that the host has allocated.
  *
- * node->size is the frontier, the end of what was written: nobody here sees the hole. Only a format that minds no
+ * node->size is the frontier, the end of what was written: nobody here sees what is past it. Only who minds no
  * longer file asks, for others do see it, and it stays after a crash.
  *
  * A1: while we grow, no write that ends past `grown` is in flight: it waits until the file is longer. So growing, which
@@ -32,18 +32,32 @@ static void set_grown(struct file_state *s, uint64_t end)
     atomic_store_explicit(&s->grown, end, memory_order_relaxed);
 }
 
-/* How long the file shall be for a write that ends at `end`; `end` where the host allows no more. */
-static uint64_t longer_than(uint64_t end)
+static uint64_t useful_length(uint64_t end)
 {
     uint64_t ahead = MIN(end / 8, AHEAD_MAX);
-    uint64_t target = align_up(end + MAX(ahead, AHEAD_MIN), AHEAD_UNIT);
+
+    return align_up(end + MAX(ahead, AHEAD_MIN), AHEAD_UNIT);
+}
+
+static uint64_t asked_length(const struct blk_ahead *how, uint64_t end)
+{
+    uint64_t length = how->size > INT64_MAX - end ? INT64_MAX : end + how->size;
+    uint64_t rest = how->align ? length % how->align : 0, missing = rest ? how->align - rest : 0;
+
+    return missing > INT64_MAX - length ? length : length + missing;
+}
+
+/* How long the file shall be for a write that ends at `end`, at most INT64_MAX; shorter than that if the host allows no
+ * more. */
+static uint64_t wanted_length(const struct file_state *s, uint64_t end)
+{
+    uint64_t wanted = s->how.allocate ? asked_length(&s->how, end) : useful_length(end);
     struct rlimit limit;
 
-    /* Past this limit ftruncate() would also send a signal. */
+    /* Past this limit the calls that make it longer would also send a signal. */
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-        target = MIN(target, (uint64_t)limit.rlim_cur);
-    target = MIN(target, (uint64_t)INT64_MAX);
-    return MAX(target, end);
+        wanted = MIN(wanted, (uint64_t)limit.rlim_cur);
+    return MIN(wanted, (uint64_t)INT64_MAX);
 }
 
 static bool set_length(int fd, uint64_t length)
@@ -56,21 +70,41 @@ static bool set_length(int fd, uint64_t length)
     return ret == 0;
 }
 
+static bool allocate(int fd, uint64_t from, uint64_t to)
+{
+    int ret;
+
+    do {
+        ret = fallocate(fd, 0, (off_t)from, (off_t)(to - from));
+    } while (ret < 0 && errno == EINTR);
+    return ret == 0;
+}
+
+/* From `old` to `length`. What a failed allocation has added is cut off later, as all else is. */
+static bool make_longer(struct file_state *s, uint64_t old, uint64_t length)
+{
+    bool done = s->how.allocate ? allocate(s->fd, old, length) : set_length(s->fd, length);
+    struct stat st;
+
+    if (done)
+        s->ahead_end = length;
+    else if (fstat(s->fd, &st) == 0 && (uint64_t)st.st_size > old)
+        s->ahead_end = (uint64_t)st.st_size;
+    return done;
+}
+
 /* Returns the new `grown`; UINT64_MAX gives up: then each write makes the file longer by itself, or gets the error. */
 static uint64_t grow(struct file_state *s, uint64_t end)
 {
-    uint64_t target = longer_than(end);
+    uint64_t wanted = wanted_length(s, end);
     struct stat st;
 
     testpoint("file-ahead-grow");
-    if (target == end || fstat(s->fd, &st) < 0)
+    if (wanted < end || fstat(s->fd, &st) < 0)
         return UINT64_MAX;
-    if ((uint64_t)st.st_size >= target)
+    if ((uint64_t)st.st_size >= wanted)
         return (uint64_t)st.st_size;
-    if (!set_length(s->fd, target))
-        return UINT64_MAX;
-    s->ahead_end = target;
-    return target;
+    return make_longer(s, (uint64_t)st.st_size, wanted) ? wanted : UINT64_MAX;
 }
 
 static void resume(struct loop_post *post)
@@ -159,11 +193,17 @@ void file_ahead_trim(struct blk_node *node)
     set_grown(s, s->ahead ? frontier : UINT64_MAX);
 }
 
-void file_grow_ahead(struct blk_node *node, bool on)
+void file_grow_ahead(struct blk_node *node, const struct blk_ahead *how)
 {
     struct file_state *s = node->state;
 
-    /* In memory there is nothing to gain. */
-    s->ahead = on && !s->in_memory;
-    file_ahead_trim(node);
+    /* In memory a hole gains nothing. */
+    s->ahead = how && (how->allocate || !s->in_memory);
+    if (!s->ahead) {
+        file_ahead_trim(node);
+        return;
+    }
+    /* The next write past the frontier makes it as long as is asked for now; what is longer already is used up. */
+    s->how = *how;
+    set_grown(s, blk_node_size(node));
 }

@@ -71,8 +71,7 @@ static coroutine_fn int copy_on_read_co_open(struct blk_node *node, struct opts 
         return ret;
     if (!blk_node_writable(node))
         return error_set(errp, -EACCES, "Can't use copy-on-read on read-only device");
-    node->limits = node->file->limits;
-    atomic_store(&node->size, blk_node_size(node->file));
+    blk_filter_follow(node);
     return take_bottom(node, opts, errp);
 }
 
@@ -215,12 +214,6 @@ static coroutine_fn int copy_on_read_co_read(struct blk_node *node, uint64_t off
     return ret;
 }
 
-static void copy_on_read_child_changed(struct blk_node *node)
-{
-    node->limits = node->file->limits;
-    atomic_store(&node->size, blk_node_size(node->file));
-}
-
 static const struct blk_driver copy_on_read_driver = {
     .name = "copy-on-read",
     .flags = BLK_DRIVER_FILTER | BLK_DRIVER_GROWS,
@@ -233,7 +226,6 @@ static const struct blk_driver copy_on_read_driver = {
     .co_read = copy_on_read_co_read,
     .co_write = filter_co_write,
     .co_write_zeroes = filter_co_write_zeroes,
-    .child_changed = copy_on_read_child_changed,
     .child_perm = copy_on_read_child_perm,
 };
 BLK_DRIVER(copy_on_read_driver)

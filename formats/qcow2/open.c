@@ -231,13 +231,15 @@ static coroutine_fn int co_open_backing(struct qcow2 *s, struct opts *opts, unsi
  * host's file is. NULL: none is any more. */
 static void grow_ahead(struct qcow2 *s, struct blk_node *file)
 {
+    static const struct blk_ahead hole = { .allocate = false };
+
     if (file == s->grown_ahead)
         return;
     if (s->grown_ahead)
-        s->grown_ahead->driver->grow_ahead(s->grown_ahead, false);
+        s->grown_ahead->driver->grow_ahead(s->grown_ahead, NULL);
     s->grown_ahead = file && file->driver->grow_ahead ? file : NULL;
     if (s->grown_ahead)
-        s->grown_ahead->driver->grow_ahead(s->grown_ahead, true);
+        s->grown_ahead->driver->grow_ahead(s->grown_ahead, &hole);
 }
 
 void qcow2_child_changed(struct blk_node *node)

@@ -23,7 +23,7 @@ static coroutine_fn void co_begin_ahead(struct test_file *file, const char *fold
                                         unsigned flags)
 {
     co_test_file_begin(file, folder, size, aio, flags);
-    file->node->driver->grow_ahead(file->node, true);
+    file->node->driver->grow_ahead(file->node, &ahead_hole);
 }
 
 static uint8_t *filled(uint64_t length, int value)
@@ -119,7 +119,7 @@ static int co_zeroes_test(void *arg)
     assert_int_equal(blk_co_write_zeroes(file.node, 63 * MIB, MIB, BLK_REQ_MAY_UNMAP), 0);
     assert_int_equal(blk_node_size(file.node), 64 * MIB);
     assert_int_equal(blk_co_discard(file.node, 3 * MIB, 61 * MIB), 0);
-    file.node->driver->grow_ahead(file.node, false);
+    file.node->driver->grow_ahead(file.node, NULL);
     assert_int_equal(host_size(&file), 64 * MIB);
     assert_int_equal(blk_co_write_zeroes(file.node, 64 * MIB, MIB, BLK_REQ_MAY_UNMAP), 0);
     assert_int_equal(host_size(&file), 65 * MIB);

@@ -30,10 +30,10 @@ static int co_model_test(void *arg)
     model_init(&m, MIB, true);
     co_test_file_begin(&file, mode->folder, m.size, mode->aio, mode->flags | BLK_O_UNMAP);
     if (mode->ahead)
-        file.node->driver->grow_ahead(file.node, true);
+        file.node->driver->grow_ahead(file.node, &ahead_hole);
     co_model_steps(&m, file.node, 400);
     assert_int_equal(blk_co_flush(file.node), 0);
-    file.node->driver->grow_ahead(file.node, false);
+    file.node->driver->grow_ahead(file.node, NULL);
 
     int fd = open(file.path, O_RDONLY);
     ssize_t got = read(fd, content, MODEL_MAX);

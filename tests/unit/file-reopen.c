@@ -253,7 +253,7 @@ static int co_ahead_test(void *arg)
 
     memset(buffer, 3, 4096);
     co_test_file_begin(&file, disk_folder, 0, NULL, 0);
-    file.node->driver->grow_ahead(file.node, true);
+    file.node->driver->grow_ahead(file.node, &ahead_hole);
     for (uint64_t i = 1; i < 4; i++) {
         assert_int_equal(blk_co_write(file.node, (i - 1) * 4096, buffer, 4096, 0), 0);
         assert_true(host_size(&file) >= 16 * MIB);

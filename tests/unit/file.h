@@ -4,6 +4,9 @@
 
 #include "image.h"
 
+/* How a format has its file grown ahead. */
+static const struct blk_ahead ahead_hole = { .allocate = false };
+
 struct test_file {
     char *path;
     struct blk_node *node;

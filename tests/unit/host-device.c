@@ -247,7 +247,7 @@ static int co_file_system_model(void *arg)
         if (caches[i / 2] & BLK_O_DIRECT)
             assert_true(node->limits.request_alignment >= 512 && node->limits.request_alignment <= 4096);
         if (i % 4 == 0)
-            node->driver->grow_ahead(node, true);
+            node->driver->grow_ahead(node, &(struct blk_ahead){ 0 });
         co_model_steps(&m, node, 60);
         assert_int_equal(blk_co_node_unref(node), 0);
         co_odd_end(path, caches[i / 2], i % 2 ? "threads" : "io_uring");

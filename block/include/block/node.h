@@ -79,6 +79,14 @@ enum blk_driver_flags {
         1u << 6, /* format: tells its file of its steps (block/event.h), each read and write of data too */
 };
 
+/* How the host's file is made longer ahead of writes. */
+struct blk_ahead {
+    /* The host allocates it: `size` bytes past the end of a write, and up to a multiple of `align` (0: of anything).
+     * Else it is a hole, as long as the driver finds useful. */
+    bool allocate;
+    uint64_t size, align;
+};
+
 /* NULL in a table means the default: what a filter does not have passes through to its child, what others do not have
  * there is nothing to do for, or nobody can do it. */
 struct blk_driver {
@@ -176,9 +184,10 @@ struct blk_driver {
      * it follows. Drained, main loop. NULL: nothing was taken. */
     void (*child_changed)(struct blk_node *node);
     /* Protocol that grows: from now on the host's file may be longer than the node, so that writes at the end need not
-     * make it longer each; off cuts it to the node's size again. For a parent whose format minds no longer file: others
-     * may see it, and it stays after a crash. No change is in flight; main loop. NULL: it cannot. */
-    void (*grow_ahead)(struct blk_node *node, bool on);
+     * make it longer each; it is cut to the node's size when nobody may resize it any more, at a reopen for reading,
+     * and at a truncate. how == NULL: cuts it, and from now on no more. For a parent whose format minds no longer file:
+     * others may see it, and it stays after a crash. No change is in flight; main loop. NULL: it cannot. */
+    void (*grow_ahead)(struct blk_node *node, const struct blk_ahead *how);
     /* Bytes that the host has allocated for this node, or -errno. Protocol nodes. */
     coroutine_fn int64_t (*co_allocated_size)(struct blk_node *node);
     coroutine_fn int (*co_info)(struct blk_node *node, struct blk_info *info, struct error **errp);
@@ -335,6 +344,9 @@ static inline void blk_extent_pass(struct blk_extent *extent, struct blk_node *c
     extent->child = child;
     extent->child_offset = offset;
 }
+
+/* A filter is as large as its child, and has its limits: after opening that, and the default of child_changed. */
+void blk_filter_follow(struct blk_node *node);
 
 /* Opens the child `role` from the options "role.…" in opts (or the plain reference role=NODE-NAME), links it, and sets
  * the shortcut. Where opts has nothing for the role: the child is `filename` (NULL: returns 0 with no child where
