@@ -39,12 +39,8 @@ struct disk {
 
 static coroutine_fn void co_begin(struct disk *d)
 {
-    struct error *error = NULL;
-
-    d->node = co_open_line("driver=memory,node-name=mem,size=1048576", BLK_O_RDWR | BLK_O_UNMAP, &error);
-    assert_non_null(d->node);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->node = co_open_words("driver=memory,node-name=mem,size=1048576", BLK_O_RDWR | BLK_O_UNMAP);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_end(struct disk *d)

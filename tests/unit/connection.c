@@ -101,8 +101,7 @@ TEST_CO(requests_are_sent_again)
 
     begin();
     struct blk_node *node = co_open_toy(",reconnect-delay=20000,same-server=on", NULL);
-    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
-                                            NULL);
+    struct blk_front *front = test_front(node);
     struct loop *loops[] = { loop_current(), loop_thread_start("one", NULL), loop_thread_start("two", NULL) };
     atomic_store(&server.cut_every, 37);
     for (unsigned i = 0; i < ARRAY_SIZE(users); i++) {
@@ -300,8 +299,7 @@ TEST_CO(drained_while_it_is_away)
 
     begin();
     struct blk_node *node = co_open_toy(",reconnect-delay=200", NULL);
-    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
-                                            NULL);
+    struct blk_front *front = test_front(node);
     co_expect(node, 0, 0);
     toy_server_stop(&server);
     beside_start(&r, node, BLK_OP_WRITE);

@@ -6,7 +6,6 @@
 #include "image.h"
 #include "memory_node.h"
 
-#define PERM_RW (BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE)
 #define MS UINT64_C(1000000)
 
 /* ---- a driver with work of its own: writes to its file every millisecond ---- */
@@ -114,23 +113,7 @@ BLK_DRIVER(ticker_driver)
 
 /* ---- helpers ---- */
 
-static coroutine_fn struct blk_node *co_node(const char *line)
-{
-    struct error *error = NULL;
-    struct blk_node *node = co_open_line(line, BLK_O_RDWR | BLK_O_UNMAP, &error);
-
-    if (!node)
-        fail_msg("%s", error_text(error));
-    return node;
-}
-
-static struct blk_front *front_on(struct blk_node *node)
-{
-    struct blk_front *front = blk_front_new("test", node, PERM_RW, BLK_PERM_ALL, NULL);
-
-    assert_non_null(front);
-    return front;
-}
+static coroutine_fn struct blk_node *co_node(const char *line) { return co_open_words(line, BLK_O_RDWR | BLK_O_UNMAP); }
 
 /* One request of its own coroutine. */
 struct one {
@@ -159,7 +142,7 @@ static int hung_disk(void *arg)
 {
     struct blk_node *slow = co_node("driver=memory,size=1M,latency-ns=700000000");
     struct blk_node *quick = co_node("driver=memory,size=1M,align=512");
-    struct blk_front *hung = front_on(slow), *front = front_on(quick);
+    struct blk_front *hung = test_front(slow), *front = test_front(quick);
     struct one one = { .front = hung, .length = 512 };
     uint8_t bytes[100] = { 7 }, found[100];
 
@@ -192,7 +175,7 @@ static int shared_base(void *arg)
     struct blk_node *base = co_node("driver=memory,size=1M,node-name=base,latency-ns=300000000");
     struct blk_node *one = co_node("driver=ticker,node-name=t1,file=base"),
                     *two = co_node("driver=blkdebug,image=base");
-    struct blk_front *front_one = front_on(one), *front_two = front_on(two);
+    struct blk_front *front_one = test_front(one), *front_two = test_front(two);
     struct one request = { .front = front_two, .length = 512 };
 
     co_start(co_one, &request);
@@ -220,11 +203,11 @@ static void test_shared_base_is_drained_for_both(void **state) { run_co(state, s
 static int newcomer(void *arg)
 {
     struct blk_node *node = co_node("driver=memory,size=1M");
-    struct blk_front *first = front_on(node);
+    struct blk_front *first = test_front(node);
 
     blk_co_drain_begin(node);
     blk_co_drain_begin(node);
-    struct blk_front *second = front_on(node);
+    struct blk_front *second = test_front(node);
     struct one a = { .front = first, .length = 512 }, b = { .front = second, .length = 512, .write = true };
     co_start(co_one, &a);
     co_start(co_one, &b);
@@ -250,7 +233,7 @@ static void test_newcomers_are_held_and_released(void **state) { run_co(state, n
 static int crossing(void *arg)
 {
     struct blk_node *node = co_node("driver=ticker,file.driver=memory,file.size=1M");
-    struct blk_front *front = front_on(node);
+    struct blk_front *front = test_front(node);
     struct one a = { .front = front, .length = 512 };
 
     blk_co_drain_begin(node);
@@ -283,7 +266,7 @@ static int parents_go(void *arg)
 {
     struct blk_node *node = co_node("driver=memory,size=1M,node-name=m,latency-ns=100000000"), *draining = node;
     struct blk_node *parent = co_node("driver=ticker,node-name=p,file=m");
-    struct blk_front *above = front_on(parent), *beside = front_on(node), *third = front_on(node);
+    struct blk_front *above = test_front(parent), *beside = test_front(node), *third = test_front(node);
     struct one a = { .front = above, .length = 512 }, b = { .front = beside, .length = 512, .write = true };
 
     blk_co_node_unref(parent); /* the front end holds it */
@@ -307,7 +290,7 @@ static void test_parents_go_while_a_section_waits(void **state) { run_co(state, 
 static int freed_inside(void *arg)
 {
     struct blk_node *node = co_node("driver=memory,size=1M");
-    struct blk_front *front = front_on(node), *stays = front_on(node);
+    struct blk_front *front = test_front(node), *stays = test_front(node);
     struct one a = { .front = stays, .length = 512 };
 
     blk_co_drain_begin(node);
@@ -417,7 +400,7 @@ static int events(void *arg)
                                                        .drained = heard_drained,
                                                        .failed = heard_failed };
     struct blk_node *node = co_node("driver=blkdebug,image.driver=memory,image.size=1M");
-    struct blk_front *front = front_on(node), *other = front_on(node);
+    struct blk_front *front = test_front(node), *other = test_front(node);
     struct heard heard = { 0 };
 
     blk_front_set_events(front, &callbacks, &heard);
@@ -448,7 +431,7 @@ static void test_front_end_hears_of_events(void **state) { run_co(state, events,
 static int accounting(void *arg)
 {
     struct blk_node *node = co_node("driver=memory,size=1M,latency-ns=5000000");
-    struct blk_front *front = front_on(node);
+    struct blk_front *front = test_front(node);
     struct blk_stats stats;
     uint8_t bytes[4096] = { 1 };
     uint64_t before = loop_now_ns();

@@ -148,8 +148,7 @@ static int several_loops(void *arg)
 {
     static struct user users[LOOPS * DEPTH];
     struct blk_node *node = co_open_line("driver=elsewhere", BLK_O_RDWR, NULL);
-    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
-                                            NULL);
+    struct blk_front *front = test_front(node);
     struct loop *loops[LOOPS] = { loop_current(), loop_thread_start("one", NULL), loop_thread_start("two", NULL) };
 
     for (unsigned i = 0; i < ARRAY_SIZE(users); i++) {

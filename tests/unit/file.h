@@ -45,15 +45,6 @@ static inline coroutine_fn void co_test_file_end(struct test_file *file)
     free(file->path);
 }
 
-static inline struct blk_front *test_front(struct blk_node *node)
-{
-    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
-                                            NULL);
-
-    assert_non_null(front);
-    return front;
-}
-
 struct test_request {
     struct blk_request request;
     struct co *co;

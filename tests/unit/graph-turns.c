@@ -9,8 +9,6 @@
 
 #include <block/change.h>
 
-#define PERM_RW (BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE)
-
 /* ---- a filter that stops ---- */
 
 enum place { OPENING, CLOSING, FLUSHING, REOPENING, PLACES };
@@ -114,20 +112,7 @@ static void begin(void) { memset(&slow, 0, sizeof(slow)); }
 
 static coroutine_fn struct blk_node *co_node(const char *line)
 {
-    struct error *error = NULL;
-    struct blk_node *node = co_open_line(line, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, &error);
-
-    if (!node)
-        fail_msg("%s", error_text(error));
-    return node;
-}
-
-static struct blk_front *front_on(struct blk_node *node)
-{
-    struct blk_front *front = blk_front_new("test", node, PERM_RW, BLK_PERM_ALL, NULL);
-
-    assert_non_null(front);
-    return front;
+    return co_open_words(line, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
 }
 
 /* Something that another coroutine does. */
@@ -286,7 +271,7 @@ static int two_drainers(void *arg)
 {
     begin();
     struct blk_node *base = co_node("driver=memory,node-name=base,size=1M");
-    struct blk_front *front = front_on(base);
+    struct blk_front *front = test_front(base);
     struct task write = { .co_fn = co_task_write, .front = front };
     struct task drains[2] = { { .co_fn = co_task_drain_briefly, .node = base },
                               { .co_fn = co_task_drain, .node = base } };
@@ -314,7 +299,7 @@ static int free_inside(void *arg)
 {
     begin();
     struct blk_node *base = co_node("driver=memory,node-name=base,size=1M");
-    struct blk_front *front = front_on(base);
+    struct blk_front *front = test_front(base);
     struct task write = { .co_fn = co_task_write, .front = front };
     uint8_t found[4];
     blk_co_drain_begin(base);
@@ -343,7 +328,7 @@ static int remove_filter(void *arg)
     struct blk_front *front;
     struct task write = { .co_fn = co_task_write }, remove = { .co_fn = co_task_remove };
     remove.node = co_node("driver=slow,node-name=top,file=base");
-    write.front = front = front_on(remove.node);
+    write.front = front = test_front(remove.node);
     slow.stop[FLUSHING] = true;
     co_start(co_run_task, &remove);
     co_wait_reached(FLUSHING);
@@ -369,7 +354,7 @@ static int truncate_turn(void *arg)
     begin();
     struct blk_node *one = co_node("driver=memory,node-name=one,size=1M,max-size=4M");
     struct blk_node *two = co_node("driver=memory,node-name=two,size=1M,max-size=4M");
-    struct blk_front *front = front_on(one);
+    struct blk_front *front = test_front(one);
     struct task write = { .co_fn = co_task_write, .front = front };
     struct task replace = { .co_fn = co_task_replace, .node = one, .other = two };
     struct error *error = NULL;

@@ -98,6 +98,16 @@ static inline coroutine_fn struct blk_node *co_open_words(const char *line, unsi
     return node;
 }
 
+/* A user who reads and writes. */
+static inline struct blk_front *test_front(struct blk_node *node)
+{
+    struct blk_front *front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
+                                            NULL);
+
+    assert_non_null(front);
+    return front;
+}
+
 static inline coroutine_fn void co_assert_refused(const char *line, unsigned flags, const char *text)
 {
     struct error *error = NULL;

@@ -19,10 +19,8 @@ static int co_open_file(void *arg)
     o->path = path_in(o->folder, "file");
     make_file(o->path, MIB);
     line = xasprintf("driver=file,filename=%s,aio=%s", o->path, o->aio);
-    struct blk_node *node = co_open_line(line, BLK_O_RDWR | BLK_O_UNMAP, NULL);
-    assert_non_null(node);
-    o->front = blk_front_new("test", node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, NULL);
-    assert_non_null(o->front);
+    struct blk_node *node = co_open_words(line, BLK_O_RDWR | BLK_O_UNMAP);
+    o->front = test_front(node);
     free(line);
     return blk_co_node_unref(node);
 }

@@ -182,9 +182,7 @@ TEST_CO(front_ends_pass_it_on)
     uint8_t data[CLUSTER];
 
     co_disk_begin(&d, MIB, "16");
-    struct blk_front *front = blk_front_new("test", d.node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL,
-                                            NULL);
-    assert_non_null(front);
+    struct blk_front *front = test_front(d.node);
     memset(data, 3, sizeof(data));
     assert_int_equal(blk_front_co_write(front, 0, data, CLUSTER, 0), 0);
     assert_int_equal(blk_front_co_write(front, 0, data, CLUSTER, BLK_REQ_COMPRESSED), -EIO);

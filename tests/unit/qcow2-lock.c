@@ -21,13 +21,11 @@ struct disk {
 
 static coroutine_fn void co_open_image(struct disk *d, const char *more)
 {
-    struct error *error = NULL;
     char line[200];
 
     snprintf(line, sizeof(line), "driver=qcow2,file=mem%s", more);
     d->node = co_open_words(line, BLK_O_RDWR | BLK_O_RESIZE);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_close_image(struct disk *d)

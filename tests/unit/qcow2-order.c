@@ -21,15 +21,13 @@ struct disk {
 
 static coroutine_fn void co_disk_begin_sized(struct disk *d, uint64_t size, const char *cluster_size, const char *more)
 {
-    struct error *error = NULL;
     char line[200];
 
     d->file = co_open_words("driver=memory,node-name=mem,size=0", BLK_O_RDWR | BLK_O_RESIZE);
     co_create_qcow2(d->file, size, cluster_size);
     snprintf(line, sizeof(line), "driver=qcow2%s%s", strstr(more, ",file.") ? "" : ",file=mem", more);
     d->node = co_open_words(line, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_disk_begin(struct disk *d, const char *cluster_size, const char *more)

@@ -27,7 +27,6 @@ static const char *const hosts[] = { "file=mem",
 
 static coroutine_fn void co_disk_begin(struct disk *d, const char *host)
 {
-    struct error *error = NULL;
     char line[200];
 
     d->file = co_open_words("driver=memory,node-name=mem,size=0,max-size=102400",
@@ -37,19 +36,15 @@ static coroutine_fn void co_disk_begin(struct disk *d, const char *host)
         assert_int_equal(blk_co_truncate(d->file, HOST_CLUSTERS * CLUSTER, false, "off", NULL), 0);
     snprintf(line, sizeof(line), "driver=qcow2,%s", host);
     d->node = co_open_words(line, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_disk_reopen(struct disk *d)
 {
-    struct error *error = NULL;
-
     assert_int_equal(blk_co_front_free(d->front), 0);
     assert_int_equal(blk_co_node_unref(d->node), 0);
     d->node = co_open_words("driver=qcow2,file=mem", BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_disk_end(struct disk *d)

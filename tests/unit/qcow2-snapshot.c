@@ -19,12 +19,9 @@ struct disk {
 
 static coroutine_fn void co_disk_open(struct disk *d)
 {
-    struct error *error = NULL;
-
     d->node = co_open_words("driver=qcow2,file=mem,l2-cache-size=512,refcount-cache-size=512",
                             BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
-    d->front = blk_front_new("test", d->node, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE, BLK_PERM_ALL, &error);
-    assert_non_null(d->front);
+    d->front = test_front(d->node);
 }
 
 static coroutine_fn void co_put(struct disk *d, unsigned cluster, uint8_t value)
