@@ -2,14 +2,12 @@
 /*
  * A loop on a thread of its own. The thread makes its loop itself, for a ring belongs to the task that set it up, and
  * frees it itself, once asked to leave and nothing is in flight: no I/O, no pool work, no post, no coroutine.
- *
- * Signals that ask the process for something go to the main thread: these threads block them.
  */
 #include "loop_internal.h"
+#include "thread_internal.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -53,27 +51,13 @@ static void thread_free(struct loop_thread *thread)
     free(thread);
 }
 
-static int create_thread(struct loop_thread *thread)
-{
-    sigset_t block, old;
-    sigfillset(&block);
-    sigdelset(&block, SIGSEGV);
-    sigdelset(&block, SIGBUS);
-    sigdelset(&block, SIGFPE);
-    sigdelset(&block, SIGILL);
-    pthread_sigmask(SIG_SETMASK, &block, &old);
-    int ret = pthread_create(&thread->thread, NULL, thread_main, thread);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return ret;
-}
-
 struct loop *loop_thread_start(const char *name, struct error **errp)
 {
     struct loop_thread *thread = xcalloc(1, sizeof(*thread));
     snprintf(thread->name, sizeof(thread->name), "%s", name);
     pthread_mutex_init(&thread->lock, NULL);
     pthread_cond_init(&thread->started_cond, NULL);
-    int ret = create_thread(thread);
+    int ret = thread_create_without_signals(&thread->thread, NULL, thread_main, thread);
     if (ret) {
         error_set_errno(errp, -ret, "Failed to start thread '%s'", name);
         thread_free(thread);

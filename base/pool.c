@@ -8,11 +8,11 @@
  */
 #include "loop_internal.h"
 #include "pool_internal.h"
+#include "thread_internal.h"
 
 #include <base/coroutine.h>
 #include <base/pool.h>
 #include <errno.h>
-#include <signal.h>
 #include <time.h>
 
 enum { POOL_MAX_THREADS = 64 };
@@ -76,18 +76,10 @@ static void start_worker(void)
 {
     pthread_t thread;
     pthread_attr_t attr;
-    sigset_t block, old;
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    sigfillset(&block);
-    sigdelset(&block, SIGSEGV);
-    sigdelset(&block, SIGBUS);
-    sigdelset(&block, SIGFPE);
-    sigdelset(&block, SIGILL);
-    pthread_sigmask(SIG_SETMASK, &block, &old);
-    if (pthread_create(&thread, &attr, worker, NULL) == 0)
+    if (thread_create_without_signals(&thread, &attr, worker, NULL) == 0)
         threads++;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
 }
 
