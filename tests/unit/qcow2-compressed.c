@@ -23,14 +23,10 @@ static coroutine_fn void co_disk_open(struct disk *d)
 
 static coroutine_fn void co_disk_begin(struct disk *d, uint64_t size, const char *refcount_bits)
 {
-    struct opts *opts = opts_new();
+    AUTO_FREE char *options = xasprintf("cluster_size=4096,refcount_bits=%s", refcount_bits);
 
     d->file = co_open_words("driver=memory,node-name=mem,size=0", BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP);
-    struct blk_create create = { .options = opts, .size = size, .file = d->file };
-    opts_set(opts, "cluster_size", "4096");
-    opts_set(opts, "refcount_bits", refcount_bits);
-    assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
-    opts_free(opts);
+    co_create_qcow2_with(d->file, size, options);
     co_disk_open(d);
 }
 

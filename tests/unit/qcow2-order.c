@@ -46,11 +46,7 @@ static coroutine_fn void co_disk_end(struct disk *d)
 
 static coroutine_fn void co_put(struct disk *d, uint64_t offset, uint8_t value, uint64_t length)
 {
-    uint8_t *data = xmalloc(length);
-
-    memset(data, value, length);
-    assert_int_equal(blk_front_co_write(d->front, offset, data, length, 0), 0);
-    free(data);
+    assert_int_equal(co_put_bytes(d->front, offset, value, length), 0);
 }
 
 static void assert_bytes(const uint8_t *data, uint8_t value, uint64_t length)
@@ -61,11 +57,7 @@ static void assert_bytes(const uint8_t *data, uint8_t value, uint64_t length)
 
 static coroutine_fn void co_expect(struct disk *d, uint64_t offset, uint8_t value, uint64_t length)
 {
-    uint8_t *data = xmalloc(length);
-
-    assert_int_equal(blk_front_co_read(d->front, offset, data, length), 0);
-    assert_bytes(data, value, length);
-    free(data);
+    co_expect_bytes(d->front, offset, value, length);
 }
 
 /* Where the cluster at this guest offset lies in the file. */

@@ -58,19 +58,12 @@ static coroutine_fn void co_disk_end(struct disk *d)
 
 static coroutine_fn int co_put(struct disk *d, uint64_t offset, uint8_t value)
 {
-    uint8_t data[CLUSTER];
-
-    memset(data, value, sizeof(data));
-    return blk_front_co_write(d->front, offset, data, sizeof(data), 0);
+    return co_put_bytes(d->front, offset, value, CLUSTER);
 }
 
 static coroutine_fn void co_expect(struct disk *d, uint64_t offset, uint8_t value)
 {
-    uint8_t data[CLUSTER];
-
-    assert_int_equal(blk_front_co_read(d->front, offset, data, sizeof(data)), 0);
-    for (unsigned i = 0; i < CLUSTER; i++)
-        assert_int_equal(data[i], value);
+    co_expect_bytes(d->front, offset, value, CLUSTER);
 }
 
 /* Writes clusters from `offset` on until the host is full; how many that were. */

@@ -26,19 +26,12 @@ static coroutine_fn void co_disk_open(struct disk *d)
 
 static coroutine_fn void co_put(struct disk *d, unsigned cluster, uint8_t value)
 {
-    uint8_t data[CLUSTER];
-
-    memset(data, value, sizeof(data));
-    assert_int_equal(blk_front_co_write(d->front, cluster * CLUSTER, data, sizeof(data), 0), 0);
+    assert_int_equal(co_put_bytes(d->front, cluster * CLUSTER, value, CLUSTER), 0);
 }
 
 static coroutine_fn void co_expect(struct disk *d, unsigned cluster, uint8_t value)
 {
-    uint8_t data[CLUSTER];
-
-    assert_int_equal(blk_front_co_read(d->front, cluster * CLUSTER, data, sizeof(data)), 0);
-    for (unsigned i = 0; i < CLUSTER; i++)
-        assert_int_equal(data[i], value);
+    co_expect_bytes(d->front, cluster * CLUSTER, value, CLUSTER);
 }
 
 static coroutine_fn int co_create(struct disk *d, const char *name)

@@ -18,15 +18,10 @@ struct disk {
 
 static coroutine_fn void co_disk_begin(struct disk *d)
 {
-    struct opts *opts = opts_new();
     uint8_t data[512] = { 'a' };
 
     *d = (struct disk){ .file = co_open_words("driver=memory,node-name=mem,size=0", BLK_O_RDWR | BLK_O_RESIZE) };
-    struct blk_create create = { .options = opts, .size = MIB, .file = d->file };
-    opts_set(opts, "cluster_size", "16384");
-    opts_set(opts, "extended_l2", "on");
-    assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
-    opts_free(opts);
+    co_create_qcow2_with(d->file, MIB, "cluster_size=16384,extended_l2=on");
     d->node = co_open_words("driver=qcow2,file=mem", BLK_O_RDWR | BLK_O_RESIZE);
     assert_int_equal(blk_co_write(d->node, 0, data, sizeof(data), 0), 0);
     assert_int_equal(blk_co_write(d->node, CLUSTER, data, sizeof(data), 0), 0);

@@ -5,15 +5,44 @@
 #include "image.h"
 #include "memory_node.h"
 
-/* A disk of `size` bytes; `cluster_size` in bytes, as an option. */
-static inline coroutine_fn void co_create_qcow2(struct blk_node *file, uint64_t size, const char *cluster_size)
+/* A disk of `size` bytes, with options as for `img-tool create -o`. */
+static inline coroutine_fn void co_create_qcow2_with(struct blk_node *file, uint64_t size, const char *options)
 {
     struct opts *opts = opts_new();
     struct blk_create create = { .options = opts, .size = size, .file = file };
 
-    opts_set(opts, "cluster_size", cluster_size);
+    assert_int_equal(opts_parse(opts, options, NULL, 0, NULL), 0);
     assert_int_equal(blk_driver_find("qcow2")->co_create(&create, NULL), 0);
     opts_free(opts);
+}
+
+static inline coroutine_fn void co_create_qcow2(struct blk_node *file, uint64_t size, const char *cluster_size)
+{
+    AUTO_FREE char *options = xasprintf("cluster_size=%s", cluster_size);
+
+    co_create_qcow2_with(file, size, options);
+}
+
+/* Bytes of one value. */
+static inline coroutine_fn int co_put_bytes(struct blk_front *front, uint64_t offset, uint8_t value, uint64_t length)
+{
+    uint8_t *data = xmalloc(length);
+
+    memset(data, value, length);
+    int ret = blk_front_co_write(front, offset, data, length, 0);
+    free(data);
+    return ret;
+}
+
+static inline coroutine_fn void co_expect_bytes(struct blk_front *front, uint64_t offset, uint8_t value,
+                                                uint64_t length)
+{
+    uint8_t *data = xmalloc(length);
+
+    assert_int_equal(blk_front_co_read(front, offset, data, length), 0);
+    for (uint64_t i = 0; i < length; i++)
+        assert_int_equal(data[i], value);
+    free(data);
 }
 
 /* The image in `mem`, which nobody has open, has no error and no leak. */
