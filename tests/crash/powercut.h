@@ -92,6 +92,8 @@ coroutine_fn void cut_co_take_base(struct cut *c, struct blk_node *file);
 /* A memory node with `content` (may be NULL: zeroes). `more`: further options, from a comma on. */
 coroutine_fn struct blk_node *cut_co_memory(struct cut *c, const char *name, const uint8_t *content, uint64_t length,
                                             const char *more);
+/* A new image in a memory node "before", to be filled there, and taken as the base by cut_co_take_base(). */
+coroutine_fn struct blk_node *cut_co_before(struct cut *c, const char *options, uint64_t size);
 /* A qcow2 node over node `file`, over node `backing` where that is not NULL. */
 coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp);
 /* The same with the smallest caches that there are. */
@@ -123,6 +125,9 @@ coroutine_fn void cut_co_check(struct cut *c, const struct cut_moment *m, struct
 /* Dies if `content` (of `whose`: "the disk") is not what it must be. */
 void cut_compare(struct cut *c, const struct cut_moment *m, const char *whose, const uint8_t *content,
                  const uint8_t *wanted, uint64_t length);
+/* The disk of a node, which it closes: clean by our check, and as it must be. */
+coroutine_fn void cut_co_judge(struct cut *c, const struct cut_moment *m, struct blk_node *node, const uint8_t *wanted,
+                               uint64_t length);
 /* What the image's only snapshot holds (damage.h): `file` is a memory node, and stays as it is. */
 coroutine_fn void cut_co_read_snapshot(struct cut *c, struct blk_node *file, const char *backing, uint8_t *content,
                                        uint64_t size);

@@ -76,9 +76,7 @@ static coroutine_fn void co_prepare(struct amend *t)
     struct blk_snapshot what = { .name = "kept" };
     struct error *error = NULL;
 
-    cut_co_make_image(t->c, t->options, BYTES);
-    cut_load_base(t->c, "base");
-    struct blk_node *file = cut_co_memory(t->c, "before", t->c->base, t->c->base_length, "");
+    struct blk_node *file = cut_co_before(t->c, t->options, BYTES);
     memset(t->content, t->below ? 0xbb : 0, BYTES);
     t->backing = cut_co_memory(t->c, "below", t->content, BYTES, "");
     co_open(t, "before", 0);
@@ -126,10 +124,7 @@ static coroutine_fn void co_judge(struct cut *c, const struct cut_moment *m, voi
         cut_compare(c, m, "the snapshot", content, t->content, BYTES);
     }
     co_open(t, "state", 0);
-    cut_co_check(c, m, t->node);
-    cut_need(c, blk_co_read(t->node, 0, content, BYTES) == 0, "read", NULL);
-    cut_compare(c, m, "the disk", content, t->content, BYTES);
-    cut_need(c, blk_co_node_unref(t->node) == 0, "close", NULL);
+    cut_co_judge(c, m, t->node, t->content, BYTES);
 }
 
 coroutine_fn void powercut_co_amend(struct cut *c)

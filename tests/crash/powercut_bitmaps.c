@@ -70,9 +70,7 @@ static coroutine_fn void co_add(struct bitmaps *t, const char *name)
 
 static coroutine_fn void co_prepare(struct bitmaps *t)
 {
-    cut_co_make_image(t->c, t->options, BYTES);
-    cut_load_base(t->c, "base");
-    struct blk_node *file = cut_co_memory(t->c, "before", t->c->base, t->c->base_length, "");
+    struct blk_node *file = cut_co_before(t->c, t->options, BYTES);
     co_open(t, "before", BLK_O_RDWR | BLK_O_RESIZE);
     co_write_some(t);
     cut_need(t->c, blk_co_read(t->node, 0, t->before, BYTES) == 0, "read", NULL);

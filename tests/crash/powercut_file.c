@@ -86,6 +86,18 @@ void cut_compare(struct cut *c, const struct cut_moment *m, const char *whose, c
     }
 }
 
+coroutine_fn void cut_co_judge(struct cut *c, const struct cut_moment *m, struct blk_node *node, const uint8_t *wanted,
+                               uint64_t length)
+{
+    uint8_t *content = xmalloc(length);
+
+    cut_co_check(c, m, node);
+    cut_need(c, blk_co_read(node, 0, content, length) == 0, "read", NULL);
+    cut_compare(c, m, "the disk", content, wanted, length);
+    free(content);
+    cut_need(c, blk_co_node_unref(node) == 0, "close", NULL);
+}
+
 coroutine_fn void cut_co_make_image(struct cut *c, const char *options, uint64_t size)
 {
     struct opts *opts = opts_new();
@@ -143,6 +155,13 @@ static coroutine_fn struct blk_node *co_open(const char *file, const char *backi
     if (small)
         set_small_caches(opts);
     return co_open_with(opts, backing, flags, errp);
+}
+
+coroutine_fn struct blk_node *cut_co_before(struct cut *c, const char *options, uint64_t size)
+{
+    cut_co_make_image(c, options, size);
+    cut_load_base(c, "base");
+    return cut_co_memory(c, "before", c->base, c->base_length, "");
 }
 
 coroutine_fn struct blk_node *cut_co_open(const char *file, const char *backing, unsigned flags, struct error **errp)
