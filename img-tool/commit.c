@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUFFER = 2 << 20, WORKERS = 8 };
+enum { BUFFER = 2 << 20, WORKERS = 8, SPREAD_MIN = 8 << 20 };
 
 struct commit_args {
     struct image_source source;
@@ -30,12 +30,13 @@ struct commit_args {
     bool drop, quiet;
 };
 
-/* The copying, on the main loop. */
+/* The copying, on several loops. */
 struct commit {
     struct blk_front *top, *base;
-    uint64_t size, next, done;
-    struct co_mutex lock; /* next; held across look-ups */
+    uint64_t size;
     struct rate rate;
+    struct co_mutex lock; /* all below, and the progress; held across look-ups */
+    uint64_t next, done;
     int ret; /* the first error: nobody takes a piece afterwards */
 };
 
@@ -87,8 +88,10 @@ static coroutine_fn int co_copy_piece(struct commit *c, const struct piece *piec
         if (ret == 0)
             ret = blk_front_co_write(c->base, piece->offset, buffer, piece->length, 0);
     }
+    co_mutex_lock(&c->lock);
     c->done += piece->length;
     progress_update(c->done, c->size);
+    co_mutex_unlock(&c->lock);
     if (!piece->zero)
         co_rate_keep(&c->rate, piece->length);
     return ret;
@@ -107,8 +110,10 @@ static coroutine_fn int co_worker(void *arg, size_t number)
         if (ret == 0)
             ret = co_take(c, &piece);
     }
+    co_mutex_lock(&c->lock);
     if (c->ret == 0)
         c->ret = ret;
+    co_mutex_unlock(&c->lock);
     free(buffer);
     return ret;
 }
@@ -123,7 +128,11 @@ static coroutine_fn int co_copy(struct commit *c, struct error **errp)
     if (ret < 0)
         return ret;
     co_mutex_init(&c->lock);
-    ret = co_crew(WORKERS, WORKERS, co_worker, c);
+    /* A limited speed is one loop's to keep; and what is little is copied before others have begun. */
+    if (c->rate.limit || c->size <= SPREAD_MIN)
+        ret = co_crew(WORKERS, WORKERS, co_worker, c);
+    else
+        ret = co_crew_spread(WORKERS, WORKERS, co_worker, c);
     co_mutex_finish(&c->lock);
     if (ret == 0)
         ret = blk_front_co_flush(c->base);

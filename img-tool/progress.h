@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* `-p`: how far a long operation is. Main loop only. */
+/* `-p`: how far a long operation is. Main loop only, but for progress_update(): by one thread at a time. */
 #pragma once
 
 #include <stdbool.h>

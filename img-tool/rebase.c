@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUFFER = 2 << 20, GRAIN = 4096, WORKERS = 8 };
+enum { BUFFER = 2 << 20, GRAIN = 4096, WORKERS = 8, SPREAD_MIN = 8 << 20 };
 
 struct rebase_args {
     struct image_source source, below; /* the image; backing files */
@@ -27,25 +27,36 @@ struct rebase_args {
     bool unsafe, quiet;
 };
 
-/* The copying, on the main loop. */
+/* The copying, on several loops. */
 struct rebase {
     struct blk_front *top, *old, *new; /* of the backing files: NULL: none, which reads as zeroes */
     struct blk_node *common;           /* in the image's chain, and the new backing file too; NULL: none is */
-    uint64_t size, next, done;
-    struct co_mutex lock; /* next; held across look-ups */
-    int ret;              /* the first error, which is reported */
+    uint64_t size;
+    struct co_mutex lock; /* all below, and the progress; held across look-ups */
+    uint64_t next, done;
+    int ret; /* the first error, which is reported */
 };
 
 struct piece {
     uint64_t offset, length;
 };
 
+/* Reports the first error. Lock held. */
 static int fail(struct rebase *r, int ret, const char *what)
 {
     if (r->ret == 0) {
         error_report("%s: %s", what, strerror(-ret));
         r->ret = ret;
     }
+    return ret;
+}
+
+/* The same; lock not held. */
+static coroutine_fn int co_fail(struct rebase *r, int ret, const char *what)
+{
+    co_mutex_lock(&r->lock);
+    fail(r, ret, what);
+    co_mutex_unlock(&r->lock);
     return ret;
 }
 
@@ -172,7 +183,7 @@ static coroutine_fn int co_write_differences(struct rebase *r, const struct piec
         else
             ret = blk_front_co_write(r->top, piece->offset + at, old + at, run, 0);
     }
-    return ret < 0 ? fail(r, ret, "Error while writing to COW image") : 0;
+    return ret < 0 ? co_fail(r, ret, "Error while writing to COW image") : 0;
 }
 
 static coroutine_fn int co_compare(struct rebase *r, const struct piece *piece, uint8_t *old, uint8_t *new)
@@ -180,13 +191,15 @@ static coroutine_fn int co_compare(struct rebase *r, const struct piece *piece, 
     int ret = co_read(r->old, piece, old);
 
     if (ret < 0)
-        return fail(r, ret, "error while reading from old backing file");
+        return co_fail(r, ret, "error while reading from old backing file");
     ret = co_read(r->new, piece, new);
     if (ret < 0)
-        return fail(r, ret, "error while reading from new backing file");
+        return co_fail(r, ret, "error while reading from new backing file");
     ret = co_write_differences(r, piece, old, new);
+    co_mutex_lock(&r->lock);
     r->done += piece->length;
     progress_update(r->done, r->size);
+    co_mutex_unlock(&r->lock);
     return ret;
 }
 
@@ -196,7 +209,7 @@ static coroutine_fn int co_worker(void *arg, size_t number)
     struct rebase *r = arg;
     uint8_t *buffers = blk_buffer_alloc(blk_front_node(r->top), 2 * BUFFER);
     struct piece piece;
-    int ret = buffers ? co_take(r, &piece) : fail(r, -ENOMEM, "buffers");
+    int ret = buffers ? co_take(r, &piece) : co_fail(r, -ENOMEM, "buffers");
 
     while (ret == 0 && piece.length) {
         ret = co_compare(r, &piece, buffers, buffers + BUFFER);
@@ -210,7 +223,10 @@ static coroutine_fn int co_worker(void *arg, size_t number)
 static coroutine_fn int co_copy(struct rebase *r)
 {
     co_mutex_init(&r->lock);
-    co_crew(WORKERS, WORKERS, co_worker, r);
+    if (r->size <= SPREAD_MIN) /* compared before others have begun */
+        co_crew(WORKERS, WORKERS, co_worker, r);
+    else
+        co_crew_spread(WORKERS, WORKERS, co_worker, r);
     co_mutex_finish(&r->lock);
     return r->ret;
 }
