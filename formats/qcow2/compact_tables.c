@@ -221,7 +221,7 @@ static bool without_cluster(const struct table *t, uint64_t index, struct qcow2_
     }
     if (!zeroes && qcow2_entry_kind(*entry) != QCOW2_ZERO_ALLOCATED)
         return false;
-    if (s->header.version < 3 && s->header.backing_offset)
+    if (s->header.version < 3 && qcow2_has_backing(s))
         return false;
     *entry = s->header.version < 3 ? qcow2_entry_absent() : qcow2_entry_zero(false);
     return true;

@@ -38,7 +38,7 @@ static coroutine_fn int co_expand_entry(struct expansion *x, struct qcow2_entry 
     struct qcow2 *s = x->s;
     uint64_t offset = 0;
     enum qcow2_kind kind = qcow2_entry_kind(*entry);
-    int ret = s->header.backing_offset ? co_take_zeroes(s, weight, &offset) : 0;
+    int ret = qcow2_has_backing(s) ? co_take_zeroes(s, weight, &offset) : 0;
 
     if (ret == 0 && kind == QCOW2_ZERO_ALLOCATED)
         ret = qcow2_batch_free(&x->batch, qcow2_entry_host(*entry) >> s->cluster_bits, 1, weight);

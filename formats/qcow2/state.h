@@ -298,6 +298,9 @@ static inline struct blk_node *qcow2_data_file(const struct qcow2 *s)
     return s->node->data ? s->node->data : s->node->file;
 }
 
+/* What is absent here may not read as zeroes: the header names a backing file, or who opened the image gave it one. */
+static inline bool qcow2_has_backing(const struct qcow2 *s) { return s->header.backing_offset || s->node->backing; }
+
 /* Is the external data file a raw image of the disk at any time, also for who knows nothing of this one? */
 static inline bool qcow2_data_is_raw(const struct qcow2 *s)
 {
