@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Locks of coroutines. Each is a spin-locked guard around a few fields and a queue of waiters, which lie on the waiting
- * coroutines' stacks. Whoever releases hands over: it takes the first waiter off the queue, makes it the holder, lets
- * go of the guard, and wakes it. So nobody overtakes, and a woken coroutine has the lock without looking again.
+ * coroutines' stacks. Whoever releases a rwlock hands it over: it takes the first waiters off the queue, makes them the
+ * holders, lets go of the guard, and wakes them. So nobody overtakes, and a woken coroutine has the lock without
+ * looking again.
+ *
+ * A mutex is not handed over at first. Between a wake-up and the moment the woken one runs, on another loop or behind
+ * what its own loop is doing, many times the work that the lock protects could be done; if nobody could do it, all
+ * would queue, each would be woken, and loops would mostly wait for each other. So the first waiter is woken, and the
+ * lock is free until it comes. If it was overtaken, it goes back to the front, and gets the lock from whoever has it.
  *
  * Invariant: a waiter is off every queue before it is woken, and the guard is not touched after that wake: the woken
  * one may end, or free the lock.
@@ -33,7 +39,7 @@ static void wake_all(struct list *waiters)
 void co_mutex_init(struct co_mutex *m)
 {
     pthread_spin_init(&m->guard, PTHREAD_PROCESS_PRIVATE);
-    m->locked = false;
+    m->locked = m->first_is_awake = m->hand_over = false;
     m->owner = NULL;
     list_init(&m->waiters);
 }
@@ -57,22 +63,40 @@ bool co_mutex_try_lock(struct co_mutex *m)
     return got;
 }
 
+/* Guard held: it is the caller's if nobody has it. */
+static bool take(struct co_mutex *m, struct co *co)
+{
+    if (m->locked)
+        return false;
+    m->locked = true;
+    m->owner = co;
+    return true;
+}
+
 coroutine_fn void co_mutex_lock(struct co_mutex *m)
 {
     struct waiter waiter = { .co = co_self() };
     assert(waiter.co);
     pthread_spin_lock(&m->guard);
-    if (!m->locked) {
-        m->locked = true;
-        m->owner = waiter.co;
+    assert(m->owner != waiter.co);
+    if (take(m, waiter.co)) {
         pthread_spin_unlock(&m->guard);
         return;
     }
-    assert(m->owner != waiter.co);
     list_append(&m->waiters, &waiter.link);
+    for (;;) {
+        pthread_spin_unlock(&m->guard);
+        co_yield();
+        pthread_spin_lock(&m->guard);
+        if (m->owner == waiter.co)
+            break;
+        m->first_is_awake = false;
+        if (take(m, waiter.co))
+            break;
+        list_prepend(&m->waiters, &waiter.link);
+        m->hand_over = true;
+    }
     pthread_spin_unlock(&m->guard);
-    co_yield();
-    assert(m->owner == waiter.co);
 }
 
 void co_mutex_unlock(struct co_mutex *m)
@@ -80,13 +104,16 @@ void co_mutex_unlock(struct co_mutex *m)
     struct co *next = NULL;
     pthread_spin_lock(&m->guard);
     assert(m->locked && m->owner == co_self());
-    if (!list_empty(&m->waiters)) {
+    if (!list_empty(&m->waiters) && !m->first_is_awake) {
         struct waiter *waiter = first_waiter(&m->waiters);
         list_remove(&waiter->link);
         next = waiter->co;
     }
-    m->owner = next;
-    m->locked = next != NULL;
+    m->owner = m->hand_over ? next : NULL;
+    m->locked = m->owner != NULL;
+    if (next)
+        m->first_is_awake = !m->hand_over;
+    m->hand_over = false;
     pthread_spin_unlock(&m->guard);
     if (next)
         co_wake(next);

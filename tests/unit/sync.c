@@ -102,6 +102,32 @@ static void test_mutex_is_fair(void **state)
     co_mutex_finish(&q.mutex);
 }
 
+/* Unlocks and locks at once, again and again, while the other waits. */
+static void lock_greedily(void *arg)
+{
+    struct queue_test *q = arg;
+    for (int i = 0; i < 4; i++) {
+        co_mutex_lock(&q->mutex);
+        q->order[strlen(q->order)] = 'g';
+        co_relax();
+        co_mutex_unlock(&q->mutex);
+    }
+}
+
+static void test_mutex_is_overtaken_once(void **state)
+{
+    struct queue_test q = { 0 };
+    uint64_t alive = co_count_alive();
+    co_mutex_init(&q.mutex);
+    co_start(lock_greedily, &q);
+    co_start(lock_in_turn, &q);
+    co_start(lock_in_turn, &q);
+    while (co_count_alive() != alive)
+        loop_step(test_loop(state), true);
+    assert_string_equal(q.order, "gg01gg");
+    co_mutex_finish(&q.mutex);
+}
+
 /* ---- condition ---- */
 
 struct pipe_test {
@@ -300,9 +326,10 @@ static void test_rwlock_is_fair(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        LOOP_TEST(test_mutex_excludes),          LOOP_TEST(test_mutex_is_fair),       LOOP_TEST(test_cond_with_mutex),
-        LOOP_TEST(test_cond_with_pthread_mutex), LOOP_TEST(test_broadcast_wakes_all), LOOP_TEST(test_rwlock_excludes),
-        LOOP_TEST(test_rwlock_is_fair),
+        LOOP_TEST(test_mutex_excludes),          LOOP_TEST(test_mutex_is_fair),
+        LOOP_TEST(test_mutex_is_overtaken_once), LOOP_TEST(test_cond_with_mutex),
+        LOOP_TEST(test_cond_with_pthread_mutex), LOOP_TEST(test_broadcast_wakes_all),
+        LOOP_TEST(test_rwlock_excludes),         LOOP_TEST(test_rwlock_is_fair),
     };
     return run_on_both_backends(tests);
 }

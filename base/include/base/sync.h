@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Locks that coroutines wait for without blocking their loop. All of them work across loops (threads), are fair (first
- * come, first served), and never allocate: a waiter is a struct on the waiting coroutine's stack. A lock is released by
- * the coroutine that took it, though maybe after yields. Zero-initialised memory is NOT enough: use the _init
- * functions.
+ * come, first served, but that who waits for a mutex may be overtaken until it has been woken and has come), and never
+ * allocate: a waiter is a struct on the waiting coroutine's stack. A lock is released by the coroutine that took it,
+ * though maybe after yields. Zero-initialised memory is NOT enough: use the _init functions.
  */
 #pragma once
 
@@ -17,14 +17,16 @@ struct co;
 struct co_mutex {
     pthread_spinlock_t guard; /* protects all below; held for a few instructions */
     bool locked;
-    struct co *owner; /* for assertions */
+    bool first_is_awake; /* it was woken, and is on its way: nobody else is, until it has come */
+    bool hand_over;      /* it came too late: it gets the lock from who has it */
+    struct co *owner;    /* for assertions */
     struct list waiters;
 };
 void co_mutex_init(struct co_mutex *m);
 void co_mutex_finish(struct co_mutex *m); /* must be unlocked */
 coroutine_fn void co_mutex_lock(struct co_mutex *m);
 bool co_mutex_try_lock(struct co_mutex *m); /* in a coroutine, but does not yield */
-void co_mutex_unlock(struct co_mutex *m);   /* does not yield; hands over to the first waiter */
+void co_mutex_unlock(struct co_mutex *m);   /* does not yield; wakes the first waiter */
 
 /* Condition: a queue of sleeping coroutines. */
 struct co_cond {
