@@ -157,7 +157,7 @@ static int load_kernel(struct machine *machine, struct kernel_file *file, const 
 static int load_initrd(struct machine *machine, const struct kernel_file *file, const char *path, uint8_t *zero_page,
                        struct error **errp)
 {
-    uint64_t size;
+    uint64_t size = 0;
     int fd = open_file(path, "initrd", &size, errp);
     if (fd < 0)
         return fd;
