@@ -4,6 +4,7 @@
 #include <base/coroutine.h>
 #include <base/crew.h>
 #include <base/loop.h>
+#include <base/pool.h>
 #include <base/sync.h>
 #include <sched.h>
 
@@ -63,6 +64,9 @@ struct spread {
     int result;
 };
 
+/* How many members of such crews this thread's loop has. */
+static _Thread_local unsigned members_here;
+
 /* The next task's index; false: there is none. */
 static coroutine_fn bool co_take_task(struct spread *s, size_t *index)
 {
@@ -78,6 +82,7 @@ static coroutine_fn void co_work_spread(void *arg)
     struct spread *s = arg;
     size_t index;
 
+    members_here++;
     while (co_take_task(s, &index)) {
         int ret = s->co_one(s->arg, index);
         co_mutex_lock(&s->lock);
@@ -85,10 +90,16 @@ static coroutine_fn void co_work_spread(void *arg)
             s->result = ret;
         co_mutex_unlock(&s->lock);
     }
+    members_here--;
     co_mutex_lock(&s->lock);
     if (--s->working == 0)
         co_cond_broadcast(&s->ended);
     co_mutex_unlock(&s->lock);
+}
+
+coroutine_fn int co_crew_do(int (*fn)(void *arg), void *arg)
+{
+    return members_here > 0 ? fn(arg) : pool_co_run(fn, arg);
 }
 
 /* Those that this process may run on. */

@@ -9,6 +9,7 @@
 #include "file.h"
 
 #include <base/compiler.h>
+#include <base/crew.h>
 #include <errno.h>
 #include <unistd.h>
 
@@ -54,7 +55,7 @@ coroutine_fn int file_co_extent(struct blk_node *node, uint64_t offset, uint64_t
     struct file_state *s = node->state;
     struct seek seek = { .fd = s->fd, .offset = offset };
     uint64_t size = blk_node_size(node);
-    int ret = pool_co_run(seek_extent, &seek);
+    int ret = co_crew_do(seek_extent, &seek);
 
     if (ret < 0) { /* this file system cannot say */
         seek.data = true;

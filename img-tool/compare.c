@@ -2,26 +2,28 @@
 /*
  * compare: do two images have the same content?
  *
- * Several parts are compared at a time, on a loop a processor. Ranges that both images say are zero are not read; if
- * one has data and the other zeroes, the data must be zeroes. An image that ends early counts as zeroes from there on,
- * unless -s (strict) is given. Exit status: 0 same, 1 different, 2 an image could not be opened, 3 no block status, 4
- * no data.
+ * Several parts are compared at a time, on a loop a processor (claims.h). Ranges that both images say are zero are not
+ * read; if one has data and the other zeroes, the data must be zeroes. An image that ends early counts as zeroes from
+ * there on, unless -s (strict) is given. Exit status: 0 same, 1 different, 2 an image could not be opened, 3 no block
+ * status, 4 no data.
  */
+#include "claims.h"
 #include "command.h"
 #include "image.h"
 #include "progress.h"
 
 #include <base/checked.h>
 #include <base/crew.h>
-#include <base/sync.h>
+#include <base/compiler.h>
 #include <block/iov.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <stdarg.h>
 #include <string.h>
 
-enum { SECTOR = BLK_SECTOR_SIZE, BUFFER = 2 << 20, WORKERS = 8, SPREAD_MIN = 4 * BUFFER };
+enum { SECTOR = BLK_SECTOR_SIZE, WORKERS = 8, SPREAD_MIN = 4 * CLAIM_UNIT };
 enum { STATUS_SAME, STATUS_DIFFERENT, STATUS_NOT_OPEN, STATUS_NO_STATUS, STATUS_NO_DATA };
 
 struct compare_args {
@@ -40,21 +42,22 @@ struct finding {
     bool allocation; /* -s: it is not the content that differs */
 };
 
-/* Parts are taken in order; what is told in the end is the first thing that was found, wherever others have come to. */
+/* Claims are taken in order, and each is gone through to its end or to what is found in it; so what is told in the end
+ * is the first thing that there was to find, wherever others have come to. */
 struct comparison {
     const struct compare_args *args;
     struct blk_front *front[2];
     uint64_t size[2];
     uint64_t common, total; /* the shorter and the longer image's size */
-    struct co_mutex lock;   /* all below */
-    uint64_t next, end;     /* of what is compared now */
+    struct claims claims;   /* of what is compared now */
+    pthread_mutex_t lock;   /* all below; held for a few instructions */
     uint64_t done;          /* for progress */
     struct finding found;
 };
 
 struct part {
-    uint64_t offset, length; /* 0: there is none any more */
-    bool zero[2];            /* it is all zeroes in this image, by its block status */
+    uint64_t offset, length;
+    bool zero[2]; /* it is all zeroes in this image, by its block status */
 };
 
 __attribute__((format(printf, 2, 3))) static void print_unless_quiet(const struct comparison *c, const char *fmt, ...)
@@ -69,11 +72,22 @@ __attribute__((format(printf, 2, 3))) static void print_unless_quiet(const struc
 
 /* ---- parts ---- */
 
-/* Lock held. */
+/* Nobody needs what comes behind it. */
 static void note(struct comparison *c, const struct finding *finding)
 {
+    pthread_mutex_lock(&c->lock);
     if (finding->offset < c->found.offset)
         c->found = *finding;
+    pthread_mutex_unlock(&c->lock);
+    claims_stop(&c->claims);
+}
+
+static void count(struct comparison *c, uint64_t length)
+{
+    pthread_mutex_lock(&c->lock);
+    c->done += length;
+    progress_update(c->done, c->total);
+    pthread_mutex_unlock(&c->lock);
 }
 
 static bool reads_zero(const struct blk_status *status) { return status->zero || (!status->data && !status->present); }
@@ -86,11 +100,11 @@ static bool same_status(const struct comparison *c, uint64_t offset, const struc
     return a->data == b->data && a->zero == b->zero && a->present == b->present && a_ends == b_ends;
 }
 
-/* Block status of both images; past its end an image is zeroes. 0, or what was found. Lock held. */
+/* Block status of both images; past its end an image is zeroes. -1: something was found. */
 static coroutine_fn int co_look_up(struct comparison *c, uint64_t offset, struct blk_status *status)
 {
     for (int i = 0; i < 2; i++) {
-        status[i] = (struct blk_status){ .zero = true, .length = c->end - offset };
+        status[i] = (struct blk_status){ .zero = true, .length = c->total - offset };
         if (offset >= c->size[i])
             continue;
         int ret = blk_co_status(blk_front_node(c->front[i]), NULL, offset, c->size[i] - offset, &status[i]);
@@ -106,28 +120,21 @@ static coroutine_fn int co_look_up(struct comparison *c, uint64_t offset, struct
     return 0;
 }
 
-static uint64_t shorter(const struct blk_status *status, uint64_t left)
-{
-    uint64_t length = MIN(status[0].length, status[1].length);
-
-    return MIN(length, left);
-}
-
-static coroutine_fn void co_take(struct comparison *c, struct part *part)
+/* The next part of the claim, which ends with it if others are not too far already. */
+static coroutine_fn int co_next_part(struct comparison *c, struct claim *claim, uint64_t offset, struct part *part)
 {
     struct blk_status status[2];
 
-    co_mutex_lock(&c->lock);
-    *part = (struct part){ .offset = c->next };
-    if (c->next < MIN(c->end, c->found.offset) && co_look_up(c, c->next, status) == 0) {
-        part->length = shorter(status, c->end - c->next);
-        part->zero[0] = reads_zero(&status[0]);
-        part->zero[1] = reads_zero(&status[1]);
-        if (!part->zero[0] || !part->zero[1])
-            part->length = MIN(part->length, (uint64_t)BUFFER);
-        c->next += part->length;
-    }
-    co_mutex_unlock(&c->lock);
+    if (co_look_up(c, offset, status) < 0)
+        return -1;
+    *part = (struct part){ .offset = offset, .length = MIN(status[0].length, status[1].length) };
+    for (int i = 0; i < 2; i++)
+        part->zero[i] = reads_zero(&status[i]);
+    if (!part->zero[0] || !part->zero[1])
+        part->length = MIN(part->length, (uint64_t)CLAIM_UNIT);
+    claims_fit(&c->claims, claim, MIN(offset + part->length, c->claims.end));
+    part->length = MIN(part->length, claim->end - offset);
+    return 0;
 }
 
 /* ---- content ---- */
@@ -147,63 +154,64 @@ static uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t le
     return length;
 }
 
-/* The images' data; zeroes need not be read. */
-static coroutine_fn struct finding co_compare_part(struct comparison *c, const struct part *part,
-                                                   uint8_t *const *buffer)
+/* The images' data; zeroes need not be read. -1: something was found. */
+static coroutine_fn int co_compare_part(struct comparison *c, const struct part *part, uint8_t *const *buffer)
 {
-    struct finding finding = { .offset = UINT64_MAX };
+    if (part->zero[0] && part->zero[1])
+        return 0;
     for (int i = 0; i < 2; i++) {
         int ret = part->zero[i] ? 0 : blk_front_co_read(c->front[i], part->offset, buffer[i], part->length);
-        if (ret < 0)
-            return (struct finding){ .offset = part->offset, .status = STATUS_NO_DATA, .which = i, .error = ret };
+        if (ret < 0) {
+            note(c, &(struct finding){ .offset = part->offset, .status = STATUS_NO_DATA, .which = i, .error = ret });
+            return -1;
+        }
     }
     const uint8_t *data = part->zero[0] ? buffer[1] : buffer[0];
-    uint64_t at = part->length;
-    if (!part->zero[0] || !part->zero[1])
-        at = first_difference(data, part->zero[0] || part->zero[1] ? NULL : buffer[1], part->length);
-    if (at < part->length)
-        finding = (struct finding){ .offset = part->offset + at, .status = STATUS_DIFFERENT };
-    return finding;
+    bool both = !part->zero[0] && !part->zero[1];
+    uint64_t at = first_difference(data, both ? buffer[1] : NULL, part->length);
+    if (at == part->length)
+        return 0;
+    note(c, &(struct finding){ .offset = part->offset + at, .status = STATUS_DIFFERENT });
+    return -1;
 }
 
-static coroutine_fn int co_work(struct comparison *c, uint8_t *const *buffer)
+static coroutine_fn int co_compare_claim(struct comparison *c, struct claim *claim, uint8_t *const *buffer)
 {
     struct part part;
 
-    for (;;) {
-        co_take(c, &part);
-        if (!part.length)
-            return 0;
-        struct finding finding = co_compare_part(c, &part, buffer);
-        co_mutex_lock(&c->lock);
-        note(c, &finding);
-        c->done += part.length;
-        if (finding.offset == UINT64_MAX)
-            progress_update(c->done, c->total);
-        co_mutex_unlock(&c->lock);
+    for (uint64_t offset = claim->offset; offset < claim->end; offset += part.length) {
+        if (co_next_part(c, claim, offset, &part) < 0 || co_compare_part(c, &part, buffer) < 0)
+            return -1;
+        count(c, part.length);
     }
+    return 0;
 }
 
 static coroutine_fn int co_worker(void *arg, size_t number)
 {
     struct comparison *c = arg;
+    struct claim claim;
     uint8_t *buffer[2];
     int ret;
 
     (void)number;
     for (int i = 0; i < 2; i++)
-        buffer[i] = blk_buffer_alloc(blk_front_node(c->front[i]), BUFFER);
-    ret = buffer[0] && buffer[1] ? co_work(c, buffer) : -ENOMEM;
+        buffer[i] = blk_buffer_alloc(blk_front_node(c->front[i]), CLAIM_UNIT);
+    ret = buffer[0] && buffer[1] ? 0 : -ENOMEM;
+    while (ret == 0 && claims_take(&c->claims, &claim) && co_compare_claim(c, &claim, buffer) == 0)
+        ;
     free(buffer[0]);
     free(buffer[1]);
     return ret;
 }
 
-/* From where it has come to; what is little is compared before others have begun. */
-static coroutine_fn int co_compare_until(struct comparison *c, uint64_t end)
+/* What is little is compared before others have begun. */
+static coroutine_fn int co_compare_range(struct comparison *c, uint64_t offset, uint64_t end)
 {
-    c->end = end;
-    return end - c->next <= SPREAD_MIN ? co_crew(1, 1, co_worker, c) : co_crew_spread(WORKERS, WORKERS, co_worker, c);
+    claims_init(&c->claims, offset, end);
+    if (end - offset <= SPREAD_MIN)
+        return co_crew(1, 1, co_worker, c);
+    return co_crew_spread(WORKERS, WORKERS, co_worker, c);
 }
 
 /* ---- the result ---- */
@@ -238,13 +246,13 @@ static coroutine_fn int co_compare(struct comparison *c)
         print_unless_quiet(c, "Strict mode: Image size mismatch!\n");
         return STATUS_DIFFERENT;
     }
-    co_mutex_init(&c->lock);
-    int ret = co_compare_until(c, c->common);
+    pthread_mutex_init(&c->lock, NULL);
+    int ret = co_compare_range(c, 0, c->common);
     if (ret == 0 && c->found.offset == UINT64_MAX && c->size[0] != c->size[1]) {
         print_unless_quiet(c, "Warning: Image size mismatch!\n");
-        ret = co_compare_until(c, c->total);
+        ret = co_compare_range(c, c->common, c->total);
     }
-    co_mutex_finish(&c->lock);
+    pthread_mutex_destroy(&c->lock);
     if (ret < 0) {
         error_report("Out of memory");
         return STATUS_NO_DATA;

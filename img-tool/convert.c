@@ -30,7 +30,6 @@ struct convert_args {
     char **in_filenames;
     int in_count;
     bool compress, copy_offload, bitmaps, skip_broken, quiet, skip_create, sparse_given, target_is_zero;
-    enum progress_mode progress;
     struct create_opts create;
 };
 
@@ -144,21 +143,26 @@ static struct blk_node *find_base(const struct convert *c, const char *backing)
     return first;
 }
 
-static coroutine_fn int co_set_compression(struct convert *c)
+/* What the target's clusters mean for the copying. */
+static coroutine_fn int co_set_clusters(const struct convert_args *args, struct convert *c)
 {
     const struct blk_node *node = blk_node_below_filters(blk_front_node(c->target));
     struct blk_info info;
-    if (!node->driver->co_write_compressed) {
+    if (args->compress && !node->driver->co_write_compressed) {
         error_report("Compression not supported for this file format");
         return -1;
     }
     struct error *error = NULL;
     if (blk_co_info(blk_front_node(c->target), &info, &error) < 0)
         return report_failure(error, NULL, NULL);
-    c->compress = info.cluster_size;
-    blk_info_finish(&info);
-    if (c->sparse)
+    if (args->compress)
+        c->compress = info.cluster_size;
+    if (args->compress && c->sparse)
         c->sparse = c->compress;
+    /* Without clusters to allocate, an order is no one's gain. */
+    if (!info.cluster_size)
+        c->out_of_order = true;
+    blk_info_finish(&info);
     return 0;
 }
 
@@ -167,7 +171,7 @@ static coroutine_fn int co_open_target(struct convert_args *args, struct convert
     c->target = image_co_open(args->out_filename, &args->target);
     if (!c->target)
         return -1;
-    if (args->compress && co_set_compression(c) < 0)
+    if (co_set_clusters(args, c) < 0)
         return -1;
     if (args->skip_create && blk_front_size(c->target) < c->total) {
         error_report("output file is smaller than input file");
@@ -231,7 +235,7 @@ static bool parse_value(int option, struct convert_args *args, struct convert *c
     case 'l': return snapshot_arg_parse(&args->snapshot, optarg);
     case 'm': return workers_arg(optarg, &c->workers);
     case 'r': return img_size_arg("rate limit", optarg, 0, INT64_MAX, &c->rate.limit);
-    case 'p': return progress_arg(optarg, &args->progress);
+    case 'p': return progress_arg(optarg, &c->progress);
     case 'o': return create_opts_add(&args->create, optarg);
     case IMAGE_OPT_OBJECT: return image_object_arg(optarg);
     default: return false;
@@ -372,7 +376,9 @@ static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
         return 1;
     if (args->bitmaps && convert_check_target_bitmaps(c) < 0)
         return 1;
-    progress_start(args->quiet ? PROGRESS_OFF : args->progress, 1.0);
+    if (args->quiet)
+        c->progress = PROGRESS_OFF;
+    progress_start(c->progress, 1.0);
     int ret = convert_co_copy(c);
     if (ret == 0)
         progress_complete();

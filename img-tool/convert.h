@@ -2,13 +2,15 @@
 /* convert: what its parts share. convert.c reads the command line and opens the images; convert_copy.c copies. */
 #pragma once
 
+#include "claims.h"
 #include "image.h"
+#include "progress.h"
 #include "rate.h"
 
 #include <base/coroutine.h>
-#include <base/sync.h>
+#include <pthread.h>
 
-enum { CONVERT_BUFFER = 2 << 20, CONVERT_MAX_WORKERS = 16 };
+enum { CONVERT_MAX_WORKERS = 16 };
 
 struct convert_source {
     struct blk_front *front;
@@ -29,19 +31,18 @@ struct convert {
     bool target_zero;      /* what is not written reads as zeroes in the target */
     uint64_t sparse;       /* zero runs of at least this many bytes are not written; 0: everything is */
     bool out_of_order, salvage;
+    enum progress_mode progress;
     uint64_t compress; /* into compressed clusters of so many bytes; 0: as they are */
     unsigned workers;
     struct rate rate;
 
-    /* convert_copy.c's, under `lock`, which is held across look-ups of block status */
-    uint64_t next;            /* where the next chunk begins */
-    uint64_t written;         /* all before is in the target (in-order writing) */
-    uint64_t done, to_do;     /* for progress */
-    struct blk_status status; /* of [status_start, status_start + status.length) */
-    uint64_t status_start;
-    struct co_mutex lock;
-    struct co_cond turn; /* written has moved, or ret is set */
-    atomic_int ret;      /* the first error; read without the lock too */
+    /* convert_copy.c's */
+    struct claims claims;
+    pthread_mutex_t lock; /* the fields below; held for a few instructions */
+    uint64_t written;     /* all before is in the target (in-order writing) */
+    uint64_t done, to_do; /* for progress */
+    struct convert_worker *first_worker;
+    atomic_int ret; /* the first error; read without the lock too */
 };
 
 /* Copies everything; 0 or a negative errno after reporting. */

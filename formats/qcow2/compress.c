@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Compressed clusters: encoding, decoding in the worker pool, and the few decoded last.
+ * Compressed clusters: encoding, decoding on any processor, and the few decoded last.
  *
  * A decoded cluster belongs to one entry of one guest cluster; requests that need it while it is being decoded wait
  * for it instead of doing the work again, and small sequential reads find it. When the entry changes it is forgotten.
  */
 #include "compress.h"
+#include "entropy.h"
 
+#include <base/crew.h>
+#include <pthread.h>
 #include <string.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -32,11 +35,34 @@ static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, si
     return whole ? 0 : -EIO;
 }
 
+/* A context is more work to make than a cluster to decode: each thread keeps its own. */
+static pthread_key_t zstd_key;
+
+static void free_zstd(void *context) { ZSTD_freeDCtx(context); }
+
+static __attribute__((constructor)) void make_zstd_key(void) { pthread_key_create(&zstd_key, free_zstd); }
+
+static ZSTD_DCtx *this_threads_zstd(void)
+{
+    ZSTD_DCtx *context = pthread_getspecific(zstd_key);
+
+    if (context) {
+        ZSTD_DCtx_reset(context, ZSTD_reset_session_only);
+        return context;
+    }
+    context = ZSTD_createDCtx();
+    if (context && pthread_setspecific(zstd_key, context) != 0) {
+        ZSTD_freeDCtx(context);
+        context = NULL;
+    }
+    return context;
+}
+
 static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
     ZSTD_inBuffer input = { .src = in, .size = in_length };
     ZSTD_outBuffer output = { .dst = out, .size = out_length };
-    ZSTD_DCtx *context = ZSTD_createDCtx();
+    ZSTD_DCtx *context = this_threads_zstd();
     size_t ret = 1;
 
     if (!context)
@@ -47,7 +73,6 @@ static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, siz
         if (ZSTD_isError(ret) || (input.pos == in_before && output.pos == out_before))
             break;
     }
-    ZSTD_freeDCtx(context);
     return output.pos == output.size && !ZSTD_isError(ret) ? 0 : -EIO;
 }
 
@@ -92,13 +117,15 @@ static size_t deflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out,
 
 size_t qcow2_compress(enum qcow2_compression how, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
+    if (how == QCOW2_ZLIB && qcow2_looks_random(in, in_length))
+        return 0;
     if (how == QCOW2_ZLIB)
         return deflate_cluster(in, in_length, out, out_length);
     size_t got = ZSTD_compress(out, out_length, in, in_length, ZSTD_CLEVEL_DEFAULT);
     return ZSTD_isError(got) ? 0 : got;
 }
 
-/* ---- decoding in the pool ---- */
+/* ---- decoding for a request ---- */
 
 struct decode_job {
     enum qcow2_compression how;
@@ -108,7 +135,7 @@ struct decode_job {
     size_t out_length;
 };
 
-static int decode_in_pool(void *arg)
+static int decode_job_run(void *arg)
 {
     struct decode_job *job = arg;
 
@@ -126,7 +153,7 @@ static coroutine_fn int co_decode(struct qcow2 *s, struct qcow2_entry entry, uin
     int ret = blk_co_read(qcow2_data_file(s), offset, in, length);
     if (ret == 0) {
         struct decode_job job = { s->header.compression, in, length, out, s->cluster_size };
-        ret = pool_co_run(decode_in_pool, &job);
+        ret = co_crew_do(decode_job_run, &job);
     }
     free(in);
     return ret;

@@ -3,7 +3,7 @@
  * The qcow2 driver's table. One file a concern beside it, in layers: a file calls only files that stand before it here
  * (tests/cli/qcow2-layers checks it).
  *
- *   format.h entry.c set.c counts.c state.h    the format; the state in memory
+ *   format.h entry.c set.c counts.c entropy.c state.h  the format; the state in memory
  *   header.c snapshot.c bitmap.c compress.c    what is read of the file and needs nothing else
  *   inflight.c writeback.c                     slow requests by guest cluster; sets of writes
  *   corrupt.c dirty.c overlap.c                contradictions; news of changes; what is never overwritten

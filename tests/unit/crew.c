@@ -6,7 +6,9 @@
 #include <base/crew.h>
 #include <base/loop.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #define TASKS 2000u
 
@@ -82,6 +84,50 @@ static coroutine_fn int co_on_several_loops(void *arg)
     return 0;
 }
 
+/* ---- work that is handed over, or not ---- */
+
+struct seen {
+    atomic_uint here, elsewhere;
+};
+
+struct where {
+    pthread_t asker;
+    struct seen *seen;
+};
+
+static int look_where(void *arg)
+{
+    struct where *where = arg;
+
+    atomic_fetch_add(pthread_equal(pthread_self(), where->asker) ? &where->seen->here : &where->seen->elsewhere, 1);
+    return 7;
+}
+
+static coroutine_fn int co_do_one(void *arg, size_t index)
+{
+    struct where where = { pthread_self(), arg };
+
+    (void)index;
+    return co_crew_do(look_where, &where) == 7 ? 0 : -EIO;
+}
+
+static coroutine_fn int co_do_work(void *arg)
+{
+    struct seen seen = { 0 };
+
+    (void)arg;
+    assert_int_equal(co_crew(10, 2, co_do_one, &seen), 0); /* one loop: others can help */
+    assert_int_equal(seen.here, 0);
+    assert_int_equal(seen.elsewhere, 10);
+    assert_int_equal(co_crew_spread(10, 8, co_do_one, &seen), 0);
+    if (sysconf(_SC_NPROCESSORS_ONLN) > 1)
+        assert_int_equal(seen.here, 10);
+    assert_int_equal(co_crew(10, 2, co_do_one, &seen), 0); /* it is over */
+    assert_int_equal(seen.here + seen.elsewhere, 30);
+    assert_in_range(seen.elsewhere, 20, 30);
+    return 0;
+}
+
 static void run(coroutine_fn int (*co_test)(void *arg))
 {
     struct loop *loop = loop_new(NULL);
@@ -93,12 +139,14 @@ static void run(coroutine_fn int (*co_test)(void *arg))
 
 static void on_one_loop(void **state) { run(co_on_one_loop); }
 static void on_several_loops(void **state) { run(co_on_several_loops); }
+static void work_is_handed_over_by_one_loop(void **state) { run(co_do_work); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(on_one_loop),
         cmocka_unit_test(on_several_loops),
+        cmocka_unit_test(work_is_handed_over_by_one_loop),
     };
 
     setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failure in a coroutine cannot jump out of it */

@@ -3,7 +3,10 @@
  * qcow2: writing compressed clusters. Where their bytes lie, who shares a host cluster, what is refused, and that bytes
  * are never given to two, whatever is freed meanwhile.
  */
+#include "compress.h"
+#include "entropy.h"
 #include "qcow2_disk.h"
+#include "random.h"
 #include "state.h"
 
 #include <base/testpoint.h>
@@ -316,13 +319,65 @@ TEST_CO(a_failed_write_gives_back_its_own)
     return 0;
 }
 
+/* ---- what is not worth it ---- */
+
+enum { LONG = 65536 };
+
+static void fill_randomly(uint8_t *data, size_t length)
+{
+    uint64_t seed = 7;
+
+    for (size_t i = 0; i < length; i++)
+        data[i] = (uint8_t)random_below(&seed, 256);
+}
+
+/* `data` looks random, and deflate agrees; or else deflate makes it smaller. */
+static void expect_random(const uint8_t *data, bool random)
+{
+    static uint8_t out[LONG];
+
+    assert_int_equal(qcow2_looks_random(data, LONG), random);
+    size_t got = qcow2_compress(QCOW2_ZLIB, data, LONG, out, LONG - 1);
+    if (random)
+        assert_int_equal(got, 0);
+    else
+        assert_in_range(got, 1, LONG - LONG / 256);
+}
+
+static void only_noise_is_not_compressed(void **state)
+{
+    static uint8_t data[LONG];
+
+    (void)state;
+    fill_randomly(data, LONG);
+    expect_random(data, true);
+    memset(data + 1000, 0, 700); /* a run */
+    expect_random(data, false);
+    fill_randomly(data, LONG);
+    for (unsigned i = 0; i < LONG; i += 32) /* a byte that is somewhat too frequent */
+        data[i] = ' ';
+    expect_random(data, false);
+    fill_randomly(data, LONG);
+    memcpy(data + 9000, data + 5500, 900); /* within the window of 4 KiB */
+    expect_random(data, false);
+    fill_randomly(data, LONG);
+    memcpy(data + 20000, data + 5000, 5000); /* outside */
+    expect_random(data, true);
+    assert_false(qcow2_looks_random(data, 8192)); /* too short to say */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        LOOP_TEST(clusters_share_host_clusters),      LOOP_TEST(narrow_refcounts_are_kept_to),
-        LOOP_TEST(what_is_no_compressed_write),       LOOP_TEST(front_ends_pass_it_on),
-        LOOP_TEST(a_freed_host_cluster_gets_no_more), LOOP_TEST(a_host_cluster_that_is_given_back_gets_no_more),
-        LOOP_TEST(discarding_one_leaves_the_others),  LOOP_TEST(the_longer_file_overwrites_nobody),
+        cmocka_unit_test(only_noise_is_not_compressed),
+        LOOP_TEST(clusters_share_host_clusters),
+        LOOP_TEST(narrow_refcounts_are_kept_to),
+        LOOP_TEST(what_is_no_compressed_write),
+        LOOP_TEST(front_ends_pass_it_on),
+        LOOP_TEST(a_freed_host_cluster_gets_no_more),
+        LOOP_TEST(a_host_cluster_that_is_given_back_gets_no_more),
+        LOOP_TEST(discarding_one_leaves_the_others),
+        LOOP_TEST(the_longer_file_overwrites_nobody),
         LOOP_TEST(a_failed_write_gives_back_its_own),
     };
 

@@ -13,3 +13,6 @@ coroutine_fn int co_crew(size_t count, unsigned workers, coroutine_fn int (*co_o
  * on any of them, by several at once. */
 coroutine_fn int co_crew_spread(size_t count, unsigned workers, coroutine_fn int (*co_one)(void *arg, size_t index),
                                 void *arg);
+/* fn(arg), which takes a processor or waits for the host for some ten microseconds: in the pool. On a loop of a crew
+ * that has every processor, handing it over would only cost: it runs here and now. */
+coroutine_fn int co_crew_do(int (*fn)(void *arg), void *arg);
