@@ -73,6 +73,8 @@ coroutine_fn int blk_co_create(const char *format, const char *filename, const s
 
     bool existed = stat(filename, &before) == 0;
     struct blk_create create = { .filename = filename, .options = options, .size = size };
+    if (driver->create_check && driver->create_check(&create, errp) < 0)
+        return -EINVAL;
     if (driver->flags & BLK_DRIVER_PROTOCOL)
         return driver->co_create(&create, errp);
     create.file = co_make_file(protocol, filename, options, errp);

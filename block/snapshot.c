@@ -13,7 +13,7 @@ static coroutine_fn struct blk_node *co_begin(struct blk_node *node, bool to_wri
 {
     node = blk_co_image_begin(node);
     if (!node || !node->driver->co_snapshot_create)
-        *ret = error_set_errno(errp, -ENOTSUP, "Snapshots");
+        *ret = error_set(errp, -ENOTSUP, "Block driver does not support snapshots");
     else if (to_write && !blk_node_writable(node))
         *ret = error_set(errp, -EACCES, "Image is read-only");
     else if (!to_write && blk_node_writable(node))

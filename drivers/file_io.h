@@ -17,8 +17,8 @@ static inline bool file_uses_ring(struct blk_io *io)
     return likely(!file_of(io)->threads) && likely(loop_ring(io->loop) != NULL);
 }
 
-/* The longest copy, some hundred microseconds, that the loop's other work waits for: io_uring would have a kernel thread
- * do it, and one at a time for each file. */
+/* The longest copy, some hundred microseconds, that the loop's other work waits for: io_uring would have a kernel
+ * thread do it, and one at a time for each file. */
 #define FILE_MAX_COPY (2u << 20)
 
 /* In memory: a call at once costs less than handing it to another thread. */

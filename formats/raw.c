@@ -258,6 +258,17 @@ static coroutine_fn int raw_co_truncate(struct blk_node *node, uint64_t size, bo
     return blk_co_truncate(node->file, size + s->offset, exact, prealloc, errp); /* our size follows the file's */
 }
 
+static int raw_create_check(const struct blk_create *create, struct error **errp)
+{
+    const char *prealloc = create->options ? opts_text(create->options, "preallocation") : NULL;
+
+    if (!prealloc || !strcmp(prealloc, "off") || !strcmp(prealloc, "falloc") || !strcmp(prealloc, "full"))
+        return 0;
+    if (!strcmp(prealloc, "metadata"))
+        return error_set(errp, -ENOTSUP, "Unsupported preallocation mode: metadata");
+    return error_set(errp, -EINVAL, "invalid parameter value: %s", prealloc);
+}
+
 /* The file is there, empty (a device: as it was). */
 static coroutine_fn int raw_co_create(struct blk_create *create, struct error **errp)
 {
@@ -296,6 +307,7 @@ static const struct blk_driver raw_driver = {
     .probe = raw_probe,
     .co_open = raw_co_open,
     .co_close = raw_co_close,
+    .create_check = raw_create_check,
     .co_create = raw_co_create,
     .co_measure = raw_co_measure,
     .map = raw_map,

@@ -37,33 +37,16 @@ static int print_options(const char *format)
     return 0;
 }
 
-struct key_check {
-    const struct blk_driver *driver;
-    bool of_create; /* one that is an option of create alone */
-};
-
-static void check_key(const char *key, const char *value, void *arg)
-{
-    struct key_check *check = arg;
-
-    (void)value;
-    if (!opts_find(check->driver->amend_options, key) && check->driver->create_options &&
-        opts_find(check->driver->create_options, key))
-        check->of_create = true;
-}
-
 static int parse_options(const struct amend_args *args, const struct blk_driver *driver, struct opts *opts,
                          struct error **errp)
 {
-    struct key_check check = { .driver = driver };
     int ret = opts_parse(opts, args->options.text, NULL, OPTS_LAST_WINS, errp);
 
     if (ret < 0)
         return ret;
-    opts_each(opts, check_key, &check);
     struct error *error = NULL;
     ret = opts_validate(opts, driver->amend_options, &error);
-    if (ret == 0 || !check.of_create) {
+    if (ret == 0 || !driver->create_options || opts_validate(opts, driver->create_options, NULL) < 0) {
         error_propagate(errp, error);
         return ret;
     }

@@ -97,7 +97,8 @@ static bool same_status(const struct comparison *c, uint64_t offset, const struc
                         const struct blk_status *b)
 {
     bool a_ends = offset + a->length == c->size[0], b_ends = offset + b->length == c->size[1];
-    return a->data == b->data && a->zero == b->zero && a->present == b->present && a_ends == b_ends;
+    return a->data == b->data && a->zero == b->zero && a->present == b->present && a->offset_valid == b->offset_valid &&
+           a_ends == b_ends;
 }
 
 /* Block status of both images; past its end an image is zeroes. -1: something was found. */
@@ -305,8 +306,6 @@ static int parse(int argc, char **argv, struct compare_args *args)
         args->filename[i] = argv[optind + i];
         if (!image_cache_arg(&args->source[i], "source cache", cache))
             return STATUS_NOT_OPEN;
-        if (!image_source_valid(&args->source[i]))
-            return STATUS_NOT_OPEN;
     }
     return -1;
 }
@@ -320,7 +319,7 @@ static coroutine_fn int co_run_compare(int argc, char **argv)
     struct comparison c = { .args = &args };
     status = STATUS_NOT_OPEN;
     for (int i = 0; i < 2; i++) {
-        c.front[i] = image_co_open(args.filename[i], &args.source[i]);
+        c.front[i] = image_source_valid(&args.source[i]) ? image_co_open(args.filename[i], &args.source[i]) : NULL;
         if (!c.front[i])
             goto out;
     }

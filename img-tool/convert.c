@@ -45,15 +45,17 @@ static coroutine_fn int co_open_sources(const struct convert_args *args, struct 
         if (!source->front)
             return -1;
         c->source_count++;
-        if (snapshot_arg_given(&args->snapshot) && args->in_count > 1) {
-            error_report("No support for concatenating multiple snapshot");
-            return -1;
-        }
-        if (snapshot_arg_co_show(&args->snapshot, source->front) < 0)
-            return -1;
-        source->start = c->total;
-        source->size = blk_front_size(source->front);
-        c->total += source->size;
+    }
+    if (args->snapshot.any && args->in_count > 1) {
+        error_report("No support for concatenating multiple snapshot");
+        return -1;
+    }
+    if (snapshot_arg_co_show(&args->snapshot, c->sources[0].front) < 0)
+        return -1;
+    for (size_t i = 0; i < c->source_count; i++) {
+        c->sources[i].start = c->total;
+        c->sources[i].size = blk_front_size(c->sources[i].front);
+        c->total += c->sources[i].size;
     }
     return 0;
 }
@@ -100,10 +102,12 @@ static int check_compression(const struct convert_args *args)
     return 0;
 }
 
-static coroutine_fn int co_create_target(struct convert_args *args, const struct convert *c)
+/* The options of the target, before anything is made. */
+static int resolve_target(struct convert_args *args, const struct convert *c)
 {
     struct error *error = NULL;
     int ret = create_opts_resolve(&args->create, args->out_format, args->out_filename, &error);
+
     if (ret == 0) {
         AUTO_FREE char *size = xasprintf("%" PRIu64, c->total);
         opts_set(args->create.opts, "size", size);
@@ -113,9 +117,25 @@ static coroutine_fn int co_create_target(struct convert_args *args, const struct
         return report_failure(error, NULL, NULL);
     if (check_backing_args(args) < 0)
         return -1;
-    if (args->compress && check_compression(args) < 0)
+    return args->compress ? check_compression(args) : 0;
+}
+
+static int check_bitmap_args(const struct convert_args *args, const struct convert *c)
+{
+    if (!args->bitmaps)
+        return 0;
+    if (args->in_count > 1) {
+        error_report("Copying bitmaps only possible with single source");
         return -1;
-    ret = blk_co_create(args->out_format, args->out_filename, args->create.opts, c->total, &error);
+    }
+    return convert_check_bitmaps(c, args->skip_broken);
+}
+
+static coroutine_fn int co_create_target(const struct convert_args *args, const struct convert *c)
+{
+    struct error *error = NULL;
+    int ret = blk_co_create(args->out_format, args->out_filename, args->create.opts, c->total, &error);
+
     return ret < 0 ? report_failure(error, args->out_filename, args->out_format) : 0;
 }
 
@@ -329,6 +349,8 @@ static int check_args(struct convert_args *args, const struct convert *c)
     if (!args->out_format && !args->target.image_opts)
         args->out_format = "raw";
     args->target.format = args->out_format;
+    if (args->skip_broken && !args->bitmaps)
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
     if (args->create.text && args->skip_create)
         return refuse("-o has no effect when skipping image creation");
     if (create_opts_want_help(&args->create))
@@ -347,10 +369,6 @@ static int check_args(struct convert_args *args, const struct convert *c)
         return refuse("--target-is-zero requires use of -n flag");
     if (args->in_count < 1)
         return refuse("Must specify image file name");
-    if (args->skip_broken && !args->bitmaps)
-        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
-    if (args->bitmaps && args->in_count > 1)
-        return refuse("Copying bitmaps only possible with single source");
     return -1;
 }
 
@@ -368,7 +386,11 @@ static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
 {
     if (co_open_sources(args, c) < 0)
         return 1;
-    if (args->bitmaps && convert_check_bitmaps(c, args->skip_broken) < 0)
+    if (args->target_is_zero && args->backing)
+        return refuse("Cannot use --target-is-zero when the destination image has a backing file");
+    if (!args->skip_create && resolve_target(args, c) < 0)
+        return 1;
+    if (check_bitmap_args(args, c) < 0)
         return 1;
     if (!args->skip_create && co_create_target(args, c) < 0)
         return 1;
@@ -376,13 +398,9 @@ static coroutine_fn int co_convert(struct convert_args *args, struct convert *c)
         return 1;
     if (args->bitmaps && convert_check_target_bitmaps(c) < 0)
         return 1;
-    if (args->quiet)
-        c->progress = PROGRESS_OFF;
-    progress_start(c->progress, 1.0);
     int ret = convert_co_copy(c);
     if (ret == 0)
         progress_complete();
-    progress_end();
     if (ret == 0 && args->bitmaps)
         ret = convert_co_bitmaps(c);
     return ret < 0 ? 1 : 0;
@@ -400,8 +418,12 @@ static coroutine_fn int co_run_convert(int argc, char **argv)
         status = check_args(&args, &c);
     if (status < 0)
         status = cache_args(&args);
-    if (status < 0)
+    if (status < 0) {
+        c.progress = args.quiet ? PROGRESS_OFF : c.progress;
+        progress_start(c.progress, 1.0);
         status = co_convert(&args, &c);
+        progress_end();
+    }
     if (image_co_close(c.target) < 0)
         status = 1;
     for (size_t i = 0; i < c.source_count; i++)

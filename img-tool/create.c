@@ -78,8 +78,6 @@ static coroutine_fn int co_check_backing(struct create_args *args, struct error 
 static coroutine_fn int co_prepare(struct create_args *args, struct error **errp)
 {
     int ret = create_opts_resolve(&args->create, args->format, args->filename, errp);
-    if (ret == 0)
-        ret = create_opts_backing(&args->create, args->backing, args->backing_format, errp);
     if (ret < 0)
         return ret;
     const char *size = create_opts_get(&args->create, "size");
@@ -89,6 +87,8 @@ static coroutine_fn int co_prepare(struct create_args *args, struct error **errp
         ret = opts_size(args->create.opts, args->create.table, "size", &args->size, errp);
         args->have_size = ret > 0;
     }
+    if (ret >= 0)
+        ret = create_opts_backing(&args->create, args->backing, args->backing_format, errp);
     if (ret >= 0)
         ret = co_check_backing(args, errp);
     if (ret < 0)

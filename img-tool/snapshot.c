@@ -64,8 +64,15 @@ static coroutine_fn int co_delete(struct blk_front *front, const char *name)
 {
     struct error *error = NULL;
 
-    if (blk_co_snapshot_delete(blk_front_node(front), name, &error) == 0)
+    int ret = blk_co_snapshot_delete(blk_front_node(front), name, &error);
+
+    if (ret == 0)
         return 0;
+    if (ret == -ENOTSUP) { /* what has no snapshots has not this one */
+        error_free(error);
+        error = NULL;
+        error_set(&error, ret, "snapshot not found");
+    }
     error_prepend(&error, "Could not delete snapshot '%s': ", name);
     error_report_free(error);
     return 1;
@@ -129,7 +136,7 @@ static coroutine_fn int co_run_snapshot(int argc, char **argv)
 
     if (status >= 0)
         return status;
-    if (args.action && args.action != 'l')
+    if (args.action != 'l')
         args.source.flags = BLK_O_RDWR | BLK_O_UNMAP;
     return image_co_with(args.filename, &args.source, co_snapshot, &args);
 }

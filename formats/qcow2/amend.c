@@ -98,13 +98,13 @@ static int refuse(const struct wish *w, const struct qcow2 *s, struct opts *opts
         if ((desc->flags & OPT_MISSING) && opts_has(opts, desc->name))
             return error_set(errp, -EINVAL, "Can't amend encryption options - encryption not present");
     }
-    if ((w->backing_name || w->backing_format) &&
-        (is_other(w->backing_name, s->backing_name) || is_other(w->backing_format, s->backing_format)))
-        return error_set(errp, -EINVAL, "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
     if (w->data_file && !s->external)
         return error_set(errp, -EINVAL, "data-file can only be set for images that use an external data file");
     if (w->data_file_raw && !qcow2_data_is_raw(s))
         return error_set(errp, -EINVAL, "data-file-raw cannot be set on existing images");
+    if ((w->backing_name || w->backing_format) &&
+        (is_other(w->backing_name, s->backing_name) || is_other(w->backing_format, s->backing_format)))
+        return error_set(errp, -EINVAL, "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
     return 0;
 }
 

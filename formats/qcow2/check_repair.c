@@ -13,6 +13,8 @@
 #include "header.h"
 #include "l2.h"
 
+#include <stdio.h>
+
 /* Rebuilds; the old structures, now leaks, are given back without being counted as what was found. */
 static coroutine_fn int co_rebuild_and_clean(struct qcow2_checker *c)
 {
@@ -118,9 +120,17 @@ coroutine_fn int qcow2_co_check(struct blk_node *node, struct blk_check *check, 
     return ret;
 }
 
+/* Nobody has asked for it, so whoever opens the image is told. */
+static void tell(struct blk_check *check, bool error, const char *line)
+{
+    (void)check;
+    (void)error;
+    fprintf(stderr, "%s\n", line);
+}
+
 coroutine_fn int qcow2_co_repair_dirty(struct qcow2 *s)
 {
-    struct blk_check check = { 0 };
+    struct blk_check check = { .report = tell };
     int ret = qcow2_co_check(s->node, &check, BLK_FIX_LEAKS | BLK_FIX_ERRORS, NULL);
 
     if (ret == 0 && (check.corruptions || check.check_errors))

@@ -134,16 +134,33 @@ static coroutine_fn int co_create_data_file(const struct qcow2_plan *p, struct e
     return ret;
 }
 
-coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
+/* All but the writing. The plan's texts are those of *opts, the caller's to free. */
+static int make_plan(const struct blk_create *create, struct opts **opts, struct qcow2_plan *p, struct error **errp)
 {
-    struct opts *opts = create->options ? opts_clone(create->options) : opts_new();
-    struct qcow2_plan p;
-    int ret = qcow2_plan_read(&p, opts, errp);
+    *opts = create->options ? opts_clone(create->options) : opts_new();
+    int ret = qcow2_plan_read(p, *opts, errp);
 
     if (ret == 0)
-        ret = qcow2_plan_check(&p, opts, errp);
-    if (ret == 0)
-        ret = lay_out(&p, create->size, errp);
+        ret = qcow2_plan_check(p, *opts, errp);
+    return ret < 0 ? ret : lay_out(p, create->size, errp);
+}
+
+int qcow2_create_check(const struct blk_create *create, struct error **errp)
+{
+    struct opts *opts;
+    struct qcow2_plan p;
+    int ret = make_plan(create, &opts, &p, errp);
+
+    opts_free(opts);
+    return ret;
+}
+
+coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp)
+{
+    struct opts *opts;
+    struct qcow2_plan p;
+    int ret = make_plan(create, &opts, &p, errp);
+
     if (ret == 0)
         ret = co_create_data_file(&p, errp);
     if (ret == 0)

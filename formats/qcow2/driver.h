@@ -8,6 +8,7 @@ extern const struct opt_desc qcow2_options[], qcow2_create_options[], qcow2_amen
 
 coroutine_fn int qcow2_co_open(struct blk_node *node, struct opts *opts, unsigned flags, struct error **errp);
 coroutine_fn int qcow2_co_close(struct blk_node *node);
+int qcow2_create_check(const struct blk_create *create, struct error **errp);
 coroutine_fn int qcow2_co_create(struct blk_create *create, struct error **errp);
 coroutine_fn int qcow2_co_measure(const struct opts *options, uint64_t size, struct blk_node *source,
                                   struct blk_measure *measure, struct error **errp);

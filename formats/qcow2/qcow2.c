@@ -41,6 +41,7 @@ static const struct blk_driver qcow2_driver = {
     .probe = qcow2_probe,
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
+    .create_check = qcow2_create_check,
     .co_create = qcow2_co_create,
     .co_measure = qcow2_co_measure,
     .map = qcow2_map,

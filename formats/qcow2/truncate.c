@@ -50,7 +50,10 @@ static coroutine_fn int co_reserve_host(struct qcow2 *s, uint64_t end, const cha
 {
     if (s->external || end <= blk_node_size(s->node->file))
         return 0;
-    return blk_co_truncate(s->node->file, end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
+    int ret = blk_co_truncate(s->node->file, end, false, strcmp(prealloc, "metadata") == 0 ? "off" : prealloc, errp);
+    if (ret < 0)
+        error_prepend(errp, "Failed to resize underlying file: ");
+    return ret;
 }
 
 /* Is there more than what is below the image? */
@@ -105,7 +108,12 @@ coroutine_fn int qcow2_co_preallocate(struct qcow2 *s, uint64_t offset, uint64_t
 
     offset = qcow2_cluster_start(s, offset);
     co_mutex_lock(&s->lock);
-    ret = qcow2_co_begin_changes(s);
+    /* All the data's space at once: if the host has too little, nothing has been taken of it. */
+    if (strcmp(prealloc, "metadata") != 0)
+        ret = co_reserve_host(s, align_up(blk_node_size(s->node->file), s->cluster_size) + (end - offset), prealloc,
+                              errp);
+    if (ret == 0)
+        ret = qcow2_co_begin_changes(s);
     while (ret == 0 && offset < end) {
         uint64_t step = 0;
         qcow2_co_throttle(s);
@@ -187,43 +195,7 @@ static coroutine_fn int co_set_size(struct qcow2 *s, uint64_t size)
     return ret;
 }
 
-static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
-                                struct error **errp)
-{
-    uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift);
-    int ret = qcow2_co_drop_past_end(s, old_size);
-
-    if (ret < 0)
-        return error_set_errno(errp, ret, "Could not zero the new area");
-    if (qcow2_data_is_raw(s) && strcmp(prealloc, "off") == 0)
-        prealloc = "metadata"; /* what is written to the raw disk shows here */
-    ret = co_grow_data_file(s, old_size, size, prealloc, errp);
-    if (ret < 0)
-        return ret;
-    if (entries > s->l1_size)
-        ret = qcow2_co_grow_l1(s, entries);
-    if (ret < 0)
-        return error_set_errno(errp, ret, "Failed to grow the L1 table");
-    /* Requests are bounded by the node's size: it grows first, for what follows here only. */
-    atomic_store(&s->node->size, size);
-    ret = co_zero_new_range(s, old_size, size);
-    if (ret < 0)
-        error_set_errno(errp, ret, "Could not zero the new area");
-    if (ret == 0 && strcmp(prealloc, "off") != 0)
-        ret = qcow2_co_preallocate(s, old_size, size, prealloc, errp);
-    if (ret == 0) {
-        ret = qcow2_co_settle(s);
-        if (ret == 0)
-            ret = co_set_size(s, size);
-        if (ret < 0)
-            error_set_errno(errp, ret, "Failed to update the image size");
-    }
-    if (ret < 0)
-        atomic_store(&s->node->size, old_size);
-    return ret;
-}
-
-/* ---- shrinking ---- */
+/* ---- what lies past an end ---- */
 
 /* L2 tables past the end hold nothing any more. */
 static coroutine_fn int co_drop_tables(struct qcow2 *s, uint64_t first)
@@ -320,6 +292,56 @@ static coroutine_fn int co_give_up_from(struct qcow2 *s, uint64_t size, struct e
     if (ret == 0)
         ret = qcow2_co_cut_file(s);
     return ret < 0 ? error_set_errno(errp, ret, "Failed to discard unused refblocks") : 0;
+}
+
+/* ---- the new size ---- */
+
+/* The image has grown in memory: what it got past its old end gets its entries, and the file the new size. */
+static coroutine_fn int co_fill_new_range(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
+                                          struct error **errp)
+{
+    int ret = co_zero_new_range(s, old_size, size);
+
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Could not zero the new area");
+    if (strcmp(prealloc, "off") != 0)
+        ret = qcow2_co_preallocate(s, old_size, size, prealloc, errp);
+    if (ret < 0)
+        return ret;
+    ret = qcow2_co_settle(s);
+    if (ret == 0)
+        ret = co_set_size(s, size);
+    return ret < 0 ? error_set_errno(errp, ret, "Failed to update the image size") : 0;
+}
+
+static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
+                                struct error **errp)
+{
+    uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift), data_size = blk_node_size(qcow2_data_file(s));
+    int ret = qcow2_co_drop_past_end(s, old_size);
+
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Could not zero the new area");
+    if (qcow2_data_is_raw(s) && strcmp(prealloc, "off") == 0)
+        prealloc = "metadata"; /* what is written to the raw disk shows here */
+    ret = co_grow_data_file(s, old_size, size, prealloc, errp);
+    if (ret < 0)
+        return ret;
+    if (entries > s->l1_size)
+        ret = qcow2_co_grow_l1(s, entries);
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Failed to grow the L1 table");
+    /* Requests are bounded by the node's size: it grows first, for what follows here only. */
+    atomic_store(&s->node->size, size);
+    ret = co_fill_new_range(s, old_size, size, prealloc, errp);
+    if (ret < 0) {
+        /* The host has no room, perhaps: others need what was taken. The first error is the one that is told. */
+        atomic_store(&s->node->size, old_size);
+        co_give_up_from(s, old_size, NULL);
+        if (s->external && blk_node_size(qcow2_data_file(s)) > data_size)
+            blk_co_truncate(qcow2_data_file(s), data_size, true, "off", NULL);
+    }
+    return ret;
 }
 
 static coroutine_fn int co_shrink(struct qcow2 *s, uint64_t size, struct error **errp)

@@ -121,6 +121,9 @@ struct blk_driver {
     /* No request is in flight. Writes back what is dirty; children are still there. Returns the first error that means
      * loss. Called even after a failed write-back, and must free everything. */
     coroutine_fn int (*co_close)(struct blk_node *node);
+    /* Can such an image be made? Asked before anything is: what stands under that name is not lost to a wrong option.
+     * Looks at the options and the size alone. NULL: yes. */
+    int (*create_check)(const struct blk_create *create, struct error **errp);
     coroutine_fn int (*co_create)(struct blk_create *create, struct error **errp);
     /* How large a file would become (blk_co_measure()). */
     coroutine_fn int (*co_measure)(const struct opts *options, uint64_t size, struct blk_node *source,
