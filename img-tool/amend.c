@@ -89,9 +89,9 @@ static coroutine_fn int co_amend(struct blk_front *front, void *arg)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
-    { 'o', "options", "CHANGES", "options of the format, key=value,...; 'help' lists them" },
-    { 't', "cache", "CACHE", "cache mode for the image" },
+    IMAGE_CHANGE_OPTIONS,
+    { 'o', "options", "CHANGES", "options of the format, key=value,...; 'help' lists them", true },
+    { 't', "cache", "CACHE", "cache mode for the image", true },
     PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,
     { OPTION_FORCE, "force", NULL, "let an image lose its last key; no format here has keys" },

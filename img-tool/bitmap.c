@@ -176,10 +176,10 @@ static int check(int argc, char **argv, struct bitmap_args *args)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
+    IMAGE_CHANGE_OPTIONS,
     { OPTION_ADD, "add", NULL, "make the bitmap" },
     { OPTION_REMOVE, "remove", NULL, "forget it" },
-    { OPTION_REMOVE_ALL, "remove-all", NULL, "forget all bitmaps of FILE" },
+    { OPTION_REMOVE_ALL, "remove-all", NULL, "forget all bitmaps of FILE", true },
     { OPTION_CLEAR, "clear", NULL, "forget what was written until now" },
     { OPTION_ENABLE, "enable", NULL, "record what is written from now on" },
     { OPTION_DISABLE, "disable", NULL, "record nothing more" },

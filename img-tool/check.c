@@ -144,8 +144,8 @@ static int repair_arg(struct check_args *args, const char *text)
 static const struct img_option options[] = {
     IMAGE_REPORT_OPTIONS,
     { 'r', "repair", "leaks|all", "give lost clusters back, or repair all that can be repaired" },
-    { 'T', "source-cache", "CACHE", "cache mode for what is only read" },
-    { 'T', "cache", "CACHE", NULL },
+    { 'T', "source-cache", "CACHE", "cache mode for what is only read", true },
+    { 'T', "cache", "CACHE", NULL, true },
     IMAGE_QUIET_OPTION,
     { 0 },
 };

@@ -220,11 +220,11 @@ static coroutine_fn int co_commit(struct blk_front *front, void *arg)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
-    { 't', "cache", "CACHE", "cache mode for what is written" },
-    { 'b', "base", "FILE", "the backing file to write into, further down the chain; implies -d" },
-    { 'd', "drop", NULL, "leave the image as it is instead of emptying it" },
-    { 'r', "rate-limit", "RATE", "bytes a second" },
+    IMAGE_CHANGE_OPTIONS,
+    { 't', "cache", "CACHE", "cache mode for what is written", true },
+    { 'b', "base", "FILE", "the backing file to write into, further down the chain; implies -d", true },
+    { 'd', "drop", NULL, "leave the image as it is instead of emptying it", true },
+    { 'r', "rate-limit", "RATE", "bytes a second", true },
     PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,
     { 0 },

@@ -263,12 +263,12 @@ static coroutine_fn int co_compare(struct comparison *c)
 
 static const struct img_option options[] = {
     IMAGE_COMMON_OPTIONS,
-    { 'f', "a-format", "FMT", "format of the first image" },
-    { 'f', "format", "FMT", NULL },
-    { 'F', "b-format", "FMT", "format of the second image" },
-    { 'T', "source-cache", "CACHE", "cache mode for what is only read" },
-    { 'T', "cache", "CACHE", NULL },
-    { 's', "strict", NULL, "sizes and allocation must be the same, too" },
+    { 'f', "a-format", "FMT", "format of the first image", true },
+    { 'f', "format", "FMT", NULL, true },
+    { 'F', "b-format", "FMT", "format of the second image", true },
+    { 'T', "source-cache", "CACHE", "cache mode for what is only read", true },
+    { 'T', "cache", "CACHE", NULL, true },
+    { 's', "strict", NULL, "sizes and allocation must be the same, too", true },
     PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,
     IMAGE_FORCE_SHARE_OPTION,

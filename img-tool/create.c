@@ -145,11 +145,11 @@ static int parse_operands(int argc, char **argv, struct create_args *args)
 static const struct img_option options[] = {
     IMG_HELP_OPTION,
     IMAGE_OBJECT_OPTION,
-    { 'f', "format", "FMT", "format of the image (raw)" },
-    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
-    { 'b', "backing", "FILE", "backing file" },
-    { 'F', "backing-format", "FMT", "the backing file's format" },
-    { 'u', "backing-unsafe", NULL, "do not look at the backing file" },
+    { 'f', "format", "FMT", "format of the image (raw)", true },
+    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them", true },
+    { 'b', "backing", "FILE", "backing file", true },
+    { 'F', "backing-format", "FMT", "the backing file's format", true },
+    { 'u', "backing-unsafe", NULL, "do not look at the backing file", true },
     IMAGE_QUIET_OPTION,
     { 0 },
 };

@@ -123,8 +123,8 @@ static bool parse_operand(struct dd_args *args, const char *operand)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
-    { 'O', "output-format", "FMT", "format of the new image (raw)" },
+    IMAGE_CHANGE_OPTIONS,
+    { 'O', "output-format", "FMT", "format of the new image (raw)", true },
     IMAGE_FORCE_SHARE_OPTION,
     { 0 },
 };

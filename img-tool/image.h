@@ -43,13 +43,16 @@ enum { IMAGE_OPT_OBJECT = 256, IMAGE_OPT_IMAGE_OPTS, IMAGE_OPT_OUTPUT, IMAGE_OPT
 #define IMAGE_IMAGE_OPTS_OPTION \
     { IMAGE_OPT_IMAGE_OPTS, "image-opts", NULL, "operands are key=value,... of a block node" }
 #define IMAGE_FORMAT_OPTION { 'f', "format", "FMT", "format of the image; without it the content decides" }
+/* Of commands that have no long name for it in qemu-img 7.2. */
+#define IMAGE_NEW_FORMAT_OPTION { 'f', "format", "FMT", "format of the image; without it the content decides", true }
+#define IMAGE_OUTPUT_OPTION { IMAGE_OPT_OUTPUT, "output", "human|json", "for people, or for programs" }
 #define IMAGE_FORCE_SHARE_OPTION \
     { 'U', "force-share", NULL, "read although another program has the image open for writing" }
 #define IMAGE_QUIET_OPTION { 'q', "quiet", NULL, "print nothing but errors" }
 #define IMAGE_COMMON_OPTIONS IMG_HELP_OPTION, IMAGE_OBJECT_OPTION, IMAGE_IMAGE_OPTS_OPTION
 #define IMAGE_OPTIONS IMAGE_COMMON_OPTIONS, IMAGE_FORMAT_OPTION
-#define IMAGE_REPORT_OPTIONS \
-    IMAGE_OPTIONS, { IMAGE_OPT_OUTPUT, "output", "human|json", "for people, or for programs" }, IMAGE_FORCE_SHARE_OPTION
+#define IMAGE_CHANGE_OPTIONS IMAGE_COMMON_OPTIONS, IMAGE_NEW_FORMAT_OPTION
+#define IMAGE_REPORT_OPTIONS IMAGE_OPTIONS, IMAGE_OUTPUT_OPTION, IMAGE_FORCE_SHARE_OPTION
 /* clang-format on */
 /* What img_getopt() returned and a command does not know itself: those, -f, -U, -h, or a bad one. -1 to go on, else the
  * exit status. */

@@ -215,7 +215,7 @@ enum { OPTION_CHAIN = IMAGE_OPT_OWN, OPTION_LIMITS };
 static const struct img_option options[] = {
     IMAGE_REPORT_OPTIONS,
     { OPTION_CHAIN, "backing-chain", NULL, "go on with the backing file, to the end of the chain" },
-    { OPTION_LIMITS, "limits", NULL, "also alignments and sizes of requests that the image asks for" },
+    { OPTION_LIMITS, "limits", NULL, "also alignments and sizes of requests that the image asks for", true },
     { 0 },
 };
 

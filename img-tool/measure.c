@@ -103,12 +103,14 @@ static int parse_operands(int argc, char **argv, struct measure_args *args)
 }
 
 static const struct img_option options[] = {
-    IMAGE_REPORT_OPTIONS,
-    { 'O', "output-format", "FMT", "format of the new image (raw)" },
-    { 'O', "target-format", "FMT", NULL },
-    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them" },
+    IMAGE_CHANGE_OPTIONS,
+    IMAGE_OUTPUT_OPTION,
+    IMAGE_FORCE_SHARE_OPTION,
+    { 'O', "output-format", "FMT", "format of the new image (raw)", true },
+    { 'O', "target-format", "FMT", NULL, true },
+    { 'o', "options", "OPTIONS", "options of the format, key=value,...; 'help' lists them", true },
     { OPTION_SIZE, "size", "SIZE", "of a disk of that size instead of an image" },
-    { 'l', "snapshot", "SNAPSHOT", "of what this internal snapshot kept" },
+    { 'l', "snapshot", "SNAPSHOT", "of what this internal snapshot kept", true },
     { 0 },
 };
 

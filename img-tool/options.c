@@ -35,11 +35,53 @@ void img_getopt_build(const struct img_option *options, const char *prefix, stru
     }
 }
 
+/* Is `word` ("--name" or "--name=argument") the beginning of the row's name? *whole: all of it. */
+static bool begins_name(const char *word, const struct img_option *option, bool *whole)
+{
+    size_t length = strcspn(word + 2, "=");
+
+    *whole = option->name && strlen(option->name) == length;
+    return option->name && !strncmp(option->name, word + 2, length);
+}
+
+/* Takes newer names out of the table if the word may be short for an older one. */
+static void prefer_older(const struct img_option *options, const char *word, struct img_getopt *table)
+{
+    size_t names = 0;
+    bool older = false, whole;
+
+    if (strncmp(word, "--", 2) != 0)
+        return;
+    for (const struct img_option *option = options; option->value; option++) {
+        bool begins = begins_name(word, option, &whole);
+        if (begins && whole)
+            return;
+        older = older || (begins && !option->newer);
+    }
+    for (const struct img_option *option = options; older && option->value; option++) {
+        if (option->name && !option->newer)
+            table->names[names++] = (struct option){ option->name, argument_kind(option), NULL, option->value };
+    }
+    if (older)
+        table->names[names] = (struct option){ 0 };
+}
+
+/* What getopt_long() looks at next: it passes over operands. "" if there is no more. */
+static const char *next_word(int argc, char **argv)
+{
+    int i = MAX(optind, 1);
+
+    while (i < argc && argv[i][0] != '-')
+        i++;
+    return i < argc ? argv[i] : "";
+}
+
 static int next_option(int argc, char **argv, const struct img_option *options, const char *prefix)
 {
     struct img_getopt table;
 
     img_getopt_build(options, prefix, &table);
+    prefer_older(options, next_word(argc, argv), &table);
     opterr = 0;
     int option = getopt_long(argc, argv, table.letters, table.names, NULL);
     if (option == 'h')

@@ -17,6 +17,8 @@ struct img_option {
     const char *name;     /* the long name; NULL: it has none */
     const char *argument; /* NULL: it takes none */
     const char *help;     /* one line; NULL: another spelling of the row above it */
+    /* qemu-img 7.2 does not have the name: what fits the beginning of one that it has, too, means that one. */
+    bool newer;
 };
 
 /* The row that every table begins with. */

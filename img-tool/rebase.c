@@ -317,13 +317,13 @@ static bool cache_args(struct rebase_args *args)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
-    { 'b', "backing", "FILE", "the new backing file; '' for none" },
-    { 'F', "backing-format", "FMT", "the backing file's format" },
-    { 'u', "backing-unsafe", NULL, "write the name only" },
-    { 't', "cache", "CACHE", "cache mode for the image" },
-    { 'T', "source-cache", "CACHE", "cache mode for the backing files" },
-    { 'T', "backing-cache", "CACHE", NULL },
+    IMAGE_CHANGE_OPTIONS,
+    { 'b', "backing", "FILE", "the new backing file; '' for none", true },
+    { 'F', "backing-format", "FMT", "the backing file's format", true },
+    { 'u', "backing-unsafe", NULL, "write the name only", true },
+    { 't', "cache", "CACHE", "cache mode for the image", true },
+    { 'T', "source-cache", "CACHE", "cache mode for the backing files", true },
+    { 'T', "backing-cache", "CACHE", NULL, true },
     PROGRESS_OPTION,
     IMAGE_QUIET_OPTION,
     IMAGE_FORCE_SHARE_OPTION,

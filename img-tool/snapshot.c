@@ -92,11 +92,11 @@ static coroutine_fn int co_snapshot(struct blk_front *front, void *arg)
 }
 
 static const struct img_option options[] = {
-    IMAGE_OPTIONS,
-    { 'l', "list", NULL, "list the snapshots" },
-    { 'c', "create", "NAME", "keep what the disk holds now" },
-    { 'a', "apply", "SNAPSHOT", "make the disk what it was then: an id, or else a name" },
-    { 'd', "delete", "SNAPSHOT", "forget one" },
+    IMAGE_CHANGE_OPTIONS,
+    { 'l', "list", NULL, "list the snapshots", true },
+    { 'c', "create", "NAME", "keep what the disk holds now", true },
+    { 'a', "apply", "SNAPSHOT", "make the disk what it was then: an id, or else a name", true },
+    { 'd', "delete", "SNAPSHOT", "forget one", true },
     IMAGE_FORCE_SHARE_OPTION,
     { 'q', "quiet", NULL, "accepted; nothing is printed anyway" },
     { 0 },
