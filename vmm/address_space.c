@@ -72,20 +72,54 @@ static struct io_region *region_at(const struct address_space *space, uint64_t a
     return address >= region->base && range_inside(address - region->base, length, region->size) ? region : NULL;
 }
 
-uint64_t address_space_read(const struct address_space *space, uint64_t address, unsigned length)
+/* The part of an access that a device can be asked for: all of it if its length is a power of two, else as much as is
+ * one from an aligned address on. */
+static unsigned piece(uint64_t address, unsigned length)
+{
+    unsigned size = 8;
+
+    if ((length & (length - 1)) == 0)
+        return length;
+    while (size > length || (address & (size - 1)))
+        size /= 2;
+    return size;
+}
+
+static uint64_t read_piece(const struct address_space *space, uint64_t address, unsigned length)
 {
     const struct io_region *region = region_at(space, address, length);
+
     if (region && region->ops->read)
         return region->ops->read(region->opaque, address - region->base, length);
     log_debug("read of %u at 0x%" PRIx64 ": nobody", length, address);
     return UINT64_MAX;
 }
 
-void address_space_write(const struct address_space *space, uint64_t address, unsigned length, uint64_t value)
+uint64_t address_space_read(const struct address_space *space, uint64_t address, unsigned length)
+{
+    unsigned size = piece(address, length);
+
+    if (size == length)
+        return read_piece(space, address, length);
+    uint64_t low = read_piece(space, address, size) & ((UINT64_C(1) << 8 * size) - 1);
+    return low | address_space_read(space, address + size, length - size) << 8 * size;
+}
+
+static void write_piece(const struct address_space *space, uint64_t address, unsigned length, uint64_t value)
 {
     const struct io_region *region = region_at(space, address, length);
+
     if (region && region->ops->write)
         region->ops->write(region->opaque, address - region->base, length, value);
     else
         log_debug("write of %u at 0x%" PRIx64 ": nobody (0x%" PRIx64 ")", length, address, value);
+}
+
+void address_space_write(const struct address_space *space, uint64_t address, unsigned length, uint64_t value)
+{
+    for (unsigned size; length > 0; address += size, length -= size) {
+        size = piece(address, length);
+        write_piece(space, address, size, size < 8 ? value & ((UINT64_C(1) << 8 * size) - 1) : value);
+        value = size < 8 ? value >> 8 * size : 0;
+    }
 }

@@ -32,6 +32,7 @@ void address_space_finish(struct address_space *space);
 /* -EBUSY if the range overlaps another region, -EINVAL if it is empty or wraps. */
 int address_space_add(struct address_space *space, struct io_region *region);
 void address_space_remove(struct address_space *space, struct io_region *region);
-/* Where nothing answers: reads all ones, writes nothing. */
+/* Of 1 to 8 bytes: one access of a device if their number is a power of two, else several, the lowest first. Where
+ * nothing answers: reads all ones, writes nothing. */
 uint64_t address_space_read(const struct address_space *space, uint64_t address, unsigned length);
 void address_space_write(const struct address_space *space, uint64_t address, unsigned length, uint64_t value);

@@ -155,10 +155,9 @@ static coroutine_fn void co_handle_events(void *argument)
             machine->ended = true;
             break;
         }
-        if (events & (MACHINE_PAUSE | MACHINE_IO_ERROR))
-            machine->paused = true;
+        /* MACHINE_PAUSE is of the main loop, which may have let the machine go on again since. */
         if (events & MACHINE_IO_ERROR)
-            machine->io_error = true;
+            machine->paused = machine->io_error = true;
         if (events & MACHINE_RESET)
             co_reset(machine);
         if (!machine->paused && !atomic_load(&machine->events))

@@ -172,11 +172,33 @@ static void handle_exit(struct vcpu *cpu)
 
 /* ---- the thread ---- */
 
-/* Completes the instruction that the last exit left half done. */
+/* Completes the instruction that the last exit left half done. What it does next with a device (the write of a
+ * read-modify-write, the next piece of a string) is an exit again: only -EINTR says that it has come to its end. */
 static void complete_instruction(struct vcpu *cpu)
 {
-    __atomic_store_n(&cpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
-    ioctl(cpu->fd, KVM_RUN, 0);
+    for (;;) {
+        __atomic_store_n(&cpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
+        if (ioctl(cpu->fd, KVM_RUN, 0) != 0)
+            return;
+        handle_exit(cpu);
+    }
+}
+
+/* The last that stops wakes who waits for that. Lock held. */
+static void add_running(struct machine *machine, int change)
+{
+    machine->cpus_running += (unsigned)change;
+    if (machine->cpus_running == 0 && machine->cpus_waiter) {
+        co_wake(machine->cpus_waiter);
+        machine->cpus_waiter = NULL;
+    }
+}
+
+static void count_running(struct machine *machine, int change)
+{
+    pthread_mutex_lock(&machine->cpus_lock);
+    add_running(machine, change);
+    pthread_mutex_unlock(&machine->cpus_lock);
 }
 
 /* Returns false if the thread is to end. */
@@ -184,13 +206,10 @@ static bool wait_while_paused(struct vcpu *cpu)
 {
     struct machine *machine = cpu->machine;
     pthread_mutex_lock(&machine->cpus_lock);
-    if (--machine->cpus_running == 0 && machine->cpus_waiter) {
-        co_wake(machine->cpus_waiter);
-        machine->cpus_waiter = NULL;
-    }
+    add_running(machine, -1);
     while (atomic_load(&machine->cpus_pause) && !machine->cpus_quit)
         pthread_cond_wait(&machine->cpus_changed, &machine->cpus_lock);
-    machine->cpus_running++;
+    add_running(machine, 1);
     bool go_on = !machine->cpus_quit;
     pthread_mutex_unlock(&machine->cpus_lock);
     return go_on;
@@ -232,13 +251,15 @@ int vcpus_start(struct machine *machine, struct error **errp)
 {
     struct sigaction action = { .sa_handler = on_kick };
     sigaction(KICK_SIGNAL, &action, NULL);
-    machine->cpus_running = machine->cpu_count;
     atomic_store(&machine->cpus_pause, true);
     for (unsigned i = 0; i < machine->cpu_count; i++) {
         struct vcpu *cpu = &machine->cpus[i];
+        count_running(machine, 1);
         int err = -pthread_create(&cpu->thread, NULL, vcpu_main, cpu);
-        if (err)
+        if (err) {
+            count_running(machine, -1); /* nobody waits for one that is not there */
             return error_set_errno(errp, err, "cannot start a thread for vCPU %u", i);
+        }
         cpu->thread_started = true;
     }
     return 0;

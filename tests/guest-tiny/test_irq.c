@@ -8,6 +8,7 @@
 
 void test_interrupts(void);
 void test_interrupt_pin(void);
+void test_increments(void);
 void test_event_index(void);
 void test_races(void);
 
@@ -205,4 +206,25 @@ void test_races(void)
     enough = true;
     WAIT_FOR(!meddling);
     interrupts_off();
+}
+
+/* One instruction reads a register of the device and writes it: whoever stops the machine between the two loses nothing. */
+void test_increments(void)
+{
+    enum { ROUNDS = 40, EACH = 1000 };
+    struct device device;
+    uint32_t expected = 0;
+
+    device_open(&device, 0);
+    msix_enable(&device, true);
+    msix_mask(&device, 0, true);
+    volatile uint32_t *data = msix_data(&device, 0);
+    *data = 0;
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < EACH; i++)
+            __asm__ volatile("incl %0" : "+m"(*data) : : "memory");
+        expected += EACH;
+        CHECK_EQUAL(expected, *data);
+        print("round %u\n", (uint64_t)round);
+    }
 }

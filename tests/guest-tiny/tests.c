@@ -22,6 +22,7 @@
     X(pci_bars) \
     X(interrupts) \
     X(interrupt_pin) \
+    X(increments) \
     X(event_index) \
     X(races) \
     X(blk_basic) \

@@ -193,6 +193,11 @@ void msix_set(struct device *device, unsigned entry, uint8_t vector)
     write32(at + 12, 0);
 }
 
+volatile uint32_t *msix_data(struct device *device, unsigned entry)
+{
+    return (volatile uint32_t *)(table(device, entry) + 8);
+}
+
 void msix_mask(struct device *device, unsigned entry, bool masked) { write32(table(device, entry) + 12, masked); }
 
 bool msix_pending(struct device *device, unsigned entry)

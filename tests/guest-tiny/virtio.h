@@ -125,6 +125,7 @@ bool is_pattern(const void *data, size_t length, uint32_t seed);
 
 /* Table entry `entry` sends vector `vector` to this processor, unmasked. */
 void msix_set(struct device *device, unsigned entry, uint8_t vector);
+volatile uint32_t *msix_data(struct device *device, unsigned entry); /* the word that an entry sends */
 void msix_mask(struct device *device, unsigned entry, bool masked);
 bool msix_pending(struct device *device, unsigned entry);
 void msix_enable(struct device *device, bool on);

@@ -20,6 +20,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---- memory ---- */
@@ -105,6 +106,63 @@ static void regions_answer(void **state)
     assert_true(address_space_read(&space, 0x110, 4) == UINT64_MAX);
     assert_int_equal(2012, address_space_read(&space, 0x10c, 4));
     assert_int_equal(0, address_space_add(&space, &bad[3]));
+    address_space_finish(&space);
+}
+
+/* A device of 16 bytes that notes which accesses it gets. */
+struct noted {
+    uint8_t bytes[16];
+    char accesses[64];
+};
+
+static void note(struct noted *noted, char kind, uint64_t offset, unsigned length)
+{
+    size_t used = strlen(noted->accesses);
+
+    assert_true(length == 1 || length == 2 || length == 4 || length == 8);
+    snprintf(noted->accesses + used, sizeof(noted->accesses) - used, "%c%u@%u ", kind, length, (unsigned)offset);
+}
+
+static uint64_t noted_read(void *opaque, uint64_t offset, unsigned length)
+{
+    struct noted *noted = opaque;
+    uint64_t value = 0;
+
+    note(noted, 'r', offset, length);
+    memcpy(&value, noted->bytes + offset, length);
+    return value;
+}
+
+static void noted_write(void *opaque, uint64_t offset, unsigned length, uint64_t value)
+{
+    struct noted *noted = opaque;
+
+    note(noted, 'w', offset, length);
+    assert_true(length == 8 || value >> 8 * length == 0);
+    memcpy(noted->bytes + offset, &value, length);
+}
+
+/* What a processor may do to memory, and no device expects. */
+static void odd_lengths_come_in_pieces(void **state)
+{
+    static const struct io_ops ops = { noted_read, noted_write };
+    struct address_space space = { 0 };
+    struct noted noted = { 0 };
+    struct io_region region = { "noted", 0x100, 16, &ops, &noted };
+
+    assert_int_equal(0, address_space_add(&space, &region));
+    address_space_write(&space, 0x101, 7, UINT64_C(0xff77665544332211));
+    assert_string_equal(noted.accesses, "w1@1 w2@2 w4@4 ");
+    for (unsigned i = 0; i < 7; i++)
+        assert_int_equal(noted.bytes[1 + i], 0x11 * (i + 1));
+    assert_int_equal(noted.bytes[8], 0);
+    noted.accesses[0] = 0;
+    assert_true(address_space_read(&space, 0x101, 7) == UINT64_C(0x77665544332211));
+    assert_true(address_space_read(&space, 0x102, 3) == 0x443322);
+    assert_true(address_space_read(&space, 0x101, 4) == 0x44332211); /* as it is */
+    assert_string_equal(noted.accesses, "r1@1 r2@2 r4@4 r2@2 r1@4 r4@1 ");
+    assert_true(address_space_read(&space, 0x10e, 3) >> 16 == UINT64_MAX >> 16); /* the last byte is nobody's */
+    address_space_remove(&space, &region);
     address_space_finish(&space);
 }
 
@@ -395,6 +453,7 @@ int main(void)
         cmocka_unit_test(malformed_rings_are_told),
         cmocka_unit_test(memory_is_bounded),
         cmocka_unit_test(regions_answer),
+        cmocka_unit_test(odd_lengths_come_in_pieces),
         cmocka_unit_test(aml_terms),
         cmocka_unit_test(aml_package_lengths),
         cmocka_unit_test(ring_wraps),
