@@ -73,12 +73,13 @@ coroutine_fn int blk_co_create(const char *format, const char *filename, const s
 
     bool existed = stat(filename, &before) == 0;
     struct blk_create create = { .filename = filename, .options = options, .size = size };
-    if (driver->create_check && driver->create_check(&create, errp) < 0)
-        return -EINVAL;
+    int ret = driver->create_check ? driver->create_check(&create, errp) : 0;
+    if (ret < 0)
+        return ret;
     if (driver->flags & BLK_DRIVER_PROTOCOL)
         return driver->co_create(&create, errp);
     create.file = co_make_file(protocol, filename, options, errp);
-    int ret = create.file ? driver->co_create(&create, errp) : -EIO;
+    ret = create.file ? driver->co_create(&create, errp) : -EIO;
     int close_ret = blk_co_node_unref(create.file);
     if (ret == 0 && close_ret < 0)
         ret = error_set_errno(errp, close_ret, "Could not write '%s'", filename);

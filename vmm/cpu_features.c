@@ -160,7 +160,7 @@ static const struct cpu_feature features[] = {
     { "amd-no-ssb", 0x80000008, 0, CPU_EBX, 26 },
     { "kvmclock", 0x40000001, 0, CPU_EAX, 0 },
     { "kvm-nopiodelay", 0x40000001, 0, CPU_EAX, 1 },
-    { "kvm-asyncpf", 0x40000001, 0, CPU_EAX, 3 },
+    { "kvm-asyncpf", 0x40000001, 0, CPU_EAX, 4 },
     { "kvm-steal-time", 0x40000001, 0, CPU_EAX, 5 },
     { "kvm-pv-eoi", 0x40000001, 0, CPU_EAX, 6 },
     { "kvm-pv-unhalt", 0x40000001, 0, CPU_EAX, 7 },

@@ -49,10 +49,11 @@ static uint32_t *register_of(struct kvm_cpuid_entry2 *entry, enum cpu_register r
     }
 }
 
-/* One part of `-cpu model,part,part`: +name, -name, name, name=on|off. Name and value are cut out of `part`. */
-static const struct cpu_feature *parse_part(char *part, bool *on, struct error **errp)
+/* One part of `-cpu model,part,part`: +name, -name, name, name=on|off. Cuts it up; returns the name. */
+static const char *parse_part(char *part, bool *on, struct error **errp)
 {
     char *name = part, *value = strchr(part, '=');
+
     *on = true;
     if (*part == '+' || *part == '-') {
         *on = *part == '+';
@@ -65,17 +66,50 @@ static const struct cpu_feature *parse_part(char *part, bool *on, struct error *
         }
         *on = strcmp(value, "on") == 0;
     }
-    const struct cpu_feature *feature = cpu_feature_find(name);
-    if (!feature)
-        error_set(errp, -EINVAL, "Property 'max-x86_64-cpu.%s' not found", name);
-    return feature;
+    return name;
 }
 
-/* cpuid may be NULL: only the words are checked. */
-static int apply_model(struct kvm_cpuid2 *cpuid, const char *model, struct error **errp)
+/* As QEMU says it, once for all vCPUs. */
+static void warn_missing(const struct cpu_feature *feature)
+{
+    static const char *const registers[] = { "EAX", "EBX", "ECX", "EDX" };
+
+    warn_report("host doesn't support requested feature: CPUID.%02XH:%s.%s [bit %u]", (unsigned)feature->leaf,
+                registers[feature->reg], feature->name, feature->bit);
+}
+
+/* What `-cpu model,…` asks for besides features. */
+struct wishes {
+    bool check;   /* tell what the host lacks */
+    bool enforce; /* and do not start then */
+};
+
+static bool *wish_of(struct wishes *wishes, const char *name)
+{
+    return !strcmp(name, "check") ? &wishes->check : !strcmp(name, "enforce") ? &wishes->enforce : NULL;
+}
+
+/* Gives or takes one feature. false: the host lacks it. */
+static bool apply_feature(struct kvm_cpuid2 *cpuid, const struct cpu_feature *feature, bool on)
+{
+    struct kvm_cpuid_entry2 *entry = find(cpuid, feature->leaf, feature->subleaf);
+    uint32_t bit = 1u << feature->bit;
+
+    if (on)
+        return entry && *register_of(entry, feature->reg) & bit;
+    if (entry)
+        *register_of(entry, feature->reg) &= ~bit;
+    return true;
+}
+
+/* cpuid may be NULL: only the words are checked. `first`: of the first vCPU, for which the user is told. */
+static int apply_model(struct kvm_cpuid2 *cpuid, const char *model, bool first, struct error **errp)
 {
     AUTO_FREE char *copy = xstrdup(model);
     char *save = NULL, *part = strtok_r(copy, ",", &save);
+    struct wishes wishes = { .check = true };
+    bool lacks = false;
+
     if (!part || (strcmp(part, "host") != 0 && strcmp(part, "max") != 0)) {
         error_set(errp, -EINVAL, "unable to find CPU model '%s'", part ? part : "");
         error_hint(errp, "vmm shows guests the host's CPU: -cpu host, with features taken away as in -cpu host,-avx2");
@@ -83,26 +117,29 @@ static int apply_model(struct kvm_cpuid2 *cpuid, const char *model, struct error
     }
     while ((part = strtok_r(NULL, ",", &save))) {
         bool on;
-        const struct cpu_feature *feature = parse_part(part, &on, errp);
-        if (!feature)
+        const char *name = parse_part(part, &on, errp);
+        if (!name)
             return -EINVAL;
-        struct kvm_cpuid_entry2 *entry = cpuid ? find(cpuid, feature->leaf, feature->subleaf) : NULL;
-        if (!cpuid || (!entry && !on))
-            continue;
-        uint32_t bit = 1u << feature->bit;
-        if (on && (!entry || !(*register_of(entry, feature->reg) & bit)))
-            return error_set(errp, -ENOTSUP, "the host's KVM doesn't support the CPU feature '%s'", feature->name);
-        if (!on)
-            *register_of(entry, feature->reg) &= ~bit;
+        bool *wish = wish_of(&wishes, name);
+        const struct cpu_feature *feature = wish ? NULL : cpu_feature_find(name);
+        if (!wish && !feature)
+            return error_set(errp, -EINVAL, "Property 'max-x86_64-cpu.%s' not found", name);
+        if (wish)
+            *wish = on;
+        else if (cpuid && !apply_feature(cpuid, feature, on)) {
+            lacks = true;
+            if (first && (wishes.check || wishes.enforce))
+                warn_missing(feature);
+        }
     }
-    return 0;
+    return lacks && wishes.enforce ? error_set(errp, -ENOTSUP, "Host doesn't support requested features") : 0;
 }
 
-int cpuid_check_model(const char *model, struct error **errp) { return apply_model(NULL, model, errp); }
+int cpuid_check_model(const char *model, struct error **errp) { return apply_model(NULL, model, false, errp); }
 
 /* ---- topology ---- */
 
-static void set_leaf_1(struct machine *machine, struct kvm_cpuid2 *cpuid, uint32_t apic_id, unsigned logical)
+static void set_leaf_1(struct kvm_cpuid2 *cpuid, uint32_t apic_id, unsigned logical)
 {
     struct kvm_cpuid_entry2 *entry = find(cpuid, 1, 0);
     if (!entry)
@@ -110,9 +147,18 @@ static void set_leaf_1(struct machine *machine, struct kvm_cpuid2 *cpuid, uint32
     unsigned rounded = 1u << bits_for(logical);
     entry->ebx = (entry->ebx & 0xffff) | (apic_id & 0xff) << 24 | MIN(rounded, 255u) << 16;
     entry->edx = (entry->edx & ~(1u << 28)) | (logical > 1 ? 1u << 28 : 0); /* HTT */
-    entry->ecx |= 1u << 31;                                                 /* runs in a hypervisor */
-    entry->ecx &= ~(1u << 27);                                              /* OSXSAVE: the guest's CR4 decides */
-    entry->ecx &= ~(1u << 24);
+}
+
+/* What KVM leaves to us: features that -cpu may take away like any other. */
+static void complete_features(struct machine *machine, struct kvm_cpuid2 *cpuid)
+{
+    struct kvm_cpuid_entry2 *entry = find(cpuid, 1, 0);
+
+    if (!entry)
+        return;
+    entry->ecx |= 1u << 31;    /* runs in a hypervisor */
+    entry->ecx &= ~(1u << 27); /* OSXSAVE: the guest's CR4 decides */
+    entry->ecx &= ~(1u << 24); /* TSC deadline timer */
     if (ioctl(machine->kvm.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
         entry->ecx |= 1u << 24;
 }
@@ -168,10 +214,9 @@ static void set_amd_topology(struct kvm_cpuid2 *cpuid, uint32_t apic_id, const s
     }
 }
 
-static void set_topology(struct machine *machine, struct kvm_cpuid2 *cpuid, uint32_t apic_id)
+static void set_topology(const struct config *config, struct kvm_cpuid2 *cpuid, uint32_t apic_id)
 {
-    const struct config *config = machine->config;
-    set_leaf_1(machine, cpuid, apic_id, config->threads * config->cores);
+    set_leaf_1(cpuid, apic_id, config->threads * config->cores);
     struct kvm_cpuid_entry2 *basic = find(cpuid, 0, 0);
     if (basic && basic->eax < 0xb)
         basic->eax = 0xb;
@@ -193,9 +238,10 @@ struct kvm_cpuid2 *cpuid_make(struct machine *machine, uint32_t apic_id, struct 
         error_set_errno(errp, -errno, "kvm: cannot ask which CPU features are supported");
         goto fail;
     }
-    if (apply_model(cpuid, machine->config->cpu_model, errp) < 0)
+    complete_features(machine, cpuid);
+    if (apply_model(cpuid, machine->config->cpu_model, apic_id == 0, errp) < 0)
         goto fail;
-    set_topology(machine, cpuid, apic_id);
+    set_topology(machine->config, cpuid, apic_id);
     return cpuid;
 fail:
     free(cpuid);

@@ -58,6 +58,16 @@ static void name_newest(struct machine *machine, struct opts *opts)
     device->id = opts_take(opts, "id");
 }
 
+static bool id_is_taken(const struct machine *machine, const char *id)
+{
+    struct device *device;
+
+    list_for_each(device, &machine->devices, link)
+        if (device->id && !strcmp(device->id, id))
+            return true;
+    return false;
+}
+
 coroutine_fn int device_co_create(struct machine *machine, const struct opts *options, struct error **errp)
 {
     struct opts *opts = opts_clone(options);
@@ -76,6 +86,9 @@ coroutine_fn int device_co_create(struct machine *machine, const struct opts *op
         opts_each(opts, look_for_unknown, &unknown);
     if (unknown.key)
         err = error_set(errp, -EINVAL, "Property '%s.%s' not found", name, unknown.key);
+    const char *id = opts_text(opts, "id");
+    if (!err && id && id_is_taken(machine, id))
+        err = error_set(errp, -EEXIST, "Duplicate ID '%s' for device", id);
     if (!err)
         err = unknown.model->co_create(machine, opts, errp);
     if (!err)

@@ -236,6 +236,12 @@ static int read_topology(struct virtio_blk *blk, struct opts *opts, struct error
         err = read_sectors(opts, "max-write-zeroes-sectors", &blk->max_zeroes_sectors, errp);
     if (!err && blk->logical_block > blk->physical_block)
         err = error_set(errp, -EINVAL, "logical_block_size > physical_block_size not supported");
+    if (!err && blk->min_io % blk->logical_block)
+        err = error_set(errp, -EINVAL, "min_io_size must be a multiple of logical_block_size");
+    if (!err && blk->min_io / blk->logical_block > UINT16_MAX) /* the field that the guest reads */
+        err = error_set(errp, -EINVAL, "min_io_size must not exceed %d logical blocks", UINT16_MAX);
+    if (!err && blk->opt_io % blk->logical_block)
+        err = error_set(errp, -EINVAL, "opt_io_size must be a multiple of logical_block_size");
     if (!err && blk->discard_granularity % blk->logical_block)
         err = error_set(errp, -EINVAL, "discard_granularity must be a multiple of logical_block_size");
     if (!err && blk_front_size(blk->front) % blk->logical_block)

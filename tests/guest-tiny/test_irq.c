@@ -208,7 +208,7 @@ void test_races(void)
     interrupts_off();
 }
 
-/* One instruction reads a register of the device and writes it: whoever stops the machine between the two loses nothing. */
+/* One instruction reads a register of the device and writes it: a stop between the two loses nothing. */
 void test_increments(void)
 {
     enum { ROUNDS = 40, EACH = 1000 };

@@ -5,6 +5,10 @@
  */
 #include "image.h"
 
+/* The longest that is done at once on tmpfs, and more than that. */
+#define COPY_MAX (2 * MIB)
+#define FILE_SIZE (3 * MIB)
+
 struct opened {
     const char *folder, *aio;
     char *path;
@@ -17,7 +21,7 @@ static int co_open_file(void *arg)
     char *line;
 
     o->path = path_in(o->folder, "file");
-    make_file(o->path, MIB);
+    make_file(o->path, FILE_SIZE);
     line = xasprintf("driver=file,filename=%s,aio=%s", o->path, o->aio);
     struct blk_node *node = co_open_words(line, BLK_O_RDWR | BLK_O_UNMAP);
     o->front = test_front(node);
@@ -72,17 +76,17 @@ static uint64_t perform(struct opened *o, enum blk_op op, void *buffer, uint64_t
     return perform_flags(o, op, buffer, length, 0);
 }
 
-/* `copies`: without the ring, up to 128 KiB. */
+/* `copies`: without the ring, up to COPY_MAX. */
 static void check_file(void **state, const char *folder, bool copies)
 {
-    static const uint64_t lengths[] = { 1, 512, 4 * KIB, 128 * KIB, 129 * KIB, MIB };
+    static const uint64_t lengths[] = { 1, 512, 4 * KIB, 128 * KIB, COPY_MAX, COPY_MAX + KIB, FILE_SIZE };
     struct opened o = { .folder = folder, .aio = "io_uring" };
-    uint8_t *data = xmalloc(MIB), *back = xmalloc(MIB);
+    uint8_t *data = xmalloc(FILE_SIZE), *back = xmalloc(FILE_SIZE);
 
     run_co(state, co_open_file, &o);
     loop_step(test_loop(state), false); /* what the loop submits for itself */
     for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
-        bool copied = copies && lengths[i] <= 128 * KIB;
+        bool copied = copies && lengths[i] <= COPY_MAX;
         memset(data, (int)i + 1, lengths[i]);
         memset(back, 0, lengths[i]);
         assert_int_equal(perform(&o, BLK_OP_WRITE, data, lengths[i]) == 0, copied);
@@ -105,23 +109,23 @@ static void transfers_on_a_disk_are_not(void **state)
 /* Flushes, and short zeroes and discards: no ring, and no kernel thread. */
 static void check_steps(void **state, const char *folder, bool at_once)
 {
-    static const uint64_t lengths[] = { 4 * KIB, 128 * KIB, 132 * KIB };
+    static const uint64_t lengths[] = { 4 * KIB, COPY_MAX, COPY_MAX + 4 * KIB };
     struct opened o = { .folder = folder, .aio = "io_uring" };
-    uint8_t *data = xmalloc(MIB), *back = xmalloc(MIB), *zeroes = xcalloc(1, MIB);
+    uint8_t *data = xmalloc(FILE_SIZE), *back = xmalloc(FILE_SIZE), *zeroes = xcalloc(1, FILE_SIZE);
 
     run_co(state, co_open_file, &o);
     loop_step(test_loop(state), false);
-    memset(data, 9, MIB);
+    memset(data, 9, FILE_SIZE);
     for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
-        bool quick = at_once && lengths[i] <= 128 * KIB;
+        bool quick = at_once && lengths[i] <= COPY_MAX;
         for (unsigned how = 0; how < 3; how++) {
-            perform(&o, BLK_OP_WRITE, data, MIB);
+            perform(&o, BLK_OP_WRITE, data, FILE_SIZE);
             enum blk_op op = how ? BLK_OP_WRITE_ZEROES : BLK_OP_DISCARD;
             unsigned flags = BLK_REQ_FUA | (how == 2 ? BLK_REQ_MAY_UNMAP : 0);
             assert_int_equal(perform_flags(&o, op, NULL, lengths[i], flags) == 0, quick);
-            perform(&o, BLK_OP_READ, back, MIB);
+            perform(&o, BLK_OP_READ, back, FILE_SIZE);
             assert_memory_equal(back, zeroes, lengths[i]);
-            assert_memory_equal(back + lengths[i], data, MIB - lengths[i]);
+            assert_memory_equal(back + lengths[i], data, FILE_SIZE - lengths[i]);
         }
     }
     assert_int_equal(perform_flags(&o, BLK_OP_WRITE, data, 4 * KIB, BLK_REQ_FUA) == 0, at_once);
