@@ -167,8 +167,12 @@ static void write_features(struct virtio_pci *proxy, uint32_t value)
         set_high(&vdev->features, value);
 }
 
+/* While a vCPU waits for a reset to end, what others write is not heard: it counts as having come before the reset, and
+ * a queue that was started now would outlive it. */
 static void write_common(struct virtio_pci *proxy, uint64_t offset, uint32_t value)
 {
+    if (proxy->vdev->resetting)
+        return;
     switch (offset) {
     case VIRTIO_PCI_COMMON_DFSELECT: proxy->device_feature_select = value; break;
     case VIRTIO_PCI_COMMON_GFSELECT: proxy->driver_feature_select = value; break;

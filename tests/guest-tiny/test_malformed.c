@@ -7,6 +7,7 @@ void test_negotiation_refused(void);
 void test_malformed(void);
 void test_malformed_memory(void);
 void test_reset_busy(void);
+void test_reset_races(void);
 
 #define NOWHERE 0x60000000000ull /* far above any memory */
 #define HOLE 0xd0000000ull       /* the PCI window */
@@ -288,4 +289,63 @@ void test_reset_busy(void)
     }
     device_start(&device, 0, 1, 16);
     CHECK_EQUAL(BLK_OK, blk_request(&device.queues[0], 0, BLK_IN, 0, data, 512));
+}
+
+/* ---- a reset, while another processor enables a queue ---- */
+
+static struct device raced;
+static volatile unsigned resets_begun, enables_done;
+static volatile bool race_over;
+
+static void enable_at_reset(void)
+{
+    while (!race_over) {
+        if (enables_done == resets_begun)
+            continue;
+        write16(raced.common + COMMON_QUEUE_ENABLE, 1);
+        enables_done++;
+    }
+}
+
+/* Does a queue of a device that has been reset go on? It is offered a read. */
+static bool is_alive(struct queue *queue)
+{
+    static struct request_header read;
+    static volatile uint8_t done;
+
+    done = 0xaa;
+    describe(queue, 0, &read, sizeof(read), DESC_NEXT, 1);
+    describe(queue, 1, data, 512, DESC_NEXT | DESC_WRITE, 2);
+    describe(queue, 2, (const void *)&done, 1, DESC_WRITE, 0);
+    queue_offer(queue, 0);
+    queue_ring(queue);
+    for (uint64_t start = timer_us(); timer_us() - start < 3000;)
+        pause();
+    return done != 0xaa;
+}
+
+void test_reset_races(void)
+{
+    enum { ROUNDS = 80 };
+    static uint8_t big[65536] __attribute__((aligned(4096)));
+    static struct request_header write = { BLK_OUT, 0, 0 };
+    static volatile uint8_t written;
+
+    device_open(&raced, 0);
+    start_processor(1, enable_at_reset);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        device_start(&raced, FEATURE(F_BLK_MQ), 1, 16);
+        queue_place(&raced, 1, 16, 0xffff);
+        describe(&raced.queues[0], 0, &write, sizeof(write), DESC_NEXT, 1);
+        describe(&raced.queues[0], 1, big, sizeof(big), DESC_NEXT, 2);
+        describe(&raced.queues[0], 2, (const void *)&written, 1, DESC_WRITE, 0);
+        queue_offer(&raced.queues[0], 0);
+        queue_ring(&raced.queues[0]);
+        resets_begun++;
+        device_reset(&raced);
+        WAIT_FOR(enables_done == resets_begun);
+        CHECK(!is_alive(&raced.queues[1]));
+        device_reset(&raced);
+    }
+    race_over = true;
 }

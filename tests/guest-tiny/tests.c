@@ -41,6 +41,7 @@
     X(malformed) \
     X(malformed_memory) \
     X(reset_busy) \
+    X(reset_races) \
     X(write_forever) \
     X(read_back)
 

@@ -72,7 +72,7 @@ static void write_address(uint64_t at, const volatile void *address)
     write32(at + 4, (uint32_t)((uint64_t)address >> 32));
 }
 
-void queue_setup(struct device *device, unsigned index, uint16_t size, uint16_t vector)
+void queue_place(struct device *device, unsigned index, uint16_t size, uint16_t vector)
 {
     struct queue *queue = &device->queues[index];
     uint8_t *memory = ring_memory[memory_set][index];
@@ -93,6 +93,11 @@ void queue_setup(struct device *device, unsigned index, uint16_t size, uint16_t 
     write_address(device->common + COMMON_QUEUE_DESC, queue->desc);
     write_address(device->common + COMMON_QUEUE_AVAIL, queue->avail);
     write_address(device->common + COMMON_QUEUE_USED, queue->used);
+}
+
+void queue_setup(struct device *device, unsigned index, uint16_t size, uint16_t vector)
+{
+    queue_place(device, index, size, vector);
     write16(device->common + COMMON_QUEUE_ENABLE, 1);
 }
 

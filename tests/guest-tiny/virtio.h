@@ -78,6 +78,7 @@ void device_start(struct device *device, uint64_t wanted, unsigned queues, uint1
 /* The steps of that, for tests that do them differently. */
 bool device_negotiate(struct device *device, uint64_t features);
 void queue_setup(struct device *device, unsigned index, uint16_t size, uint16_t vector);
+void queue_place(struct device *device, unsigned index, uint16_t size, uint16_t vector); /* all but enabling it */
 uint8_t device_status(struct device *device);
 
 /* ---- requests ---- */
