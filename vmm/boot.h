@@ -18,8 +18,10 @@
 #define BOOT_CODE_SELECTOR 0x10u
 #define BOOT_DATA_SELECTOR 0x18u
 
-/* Main thread, vCPUs paused. Loads kernel, initrd and command line of the configuration and sets machine->entry. */
+/* Main thread, vCPUs paused, at the start and after each reset. Loads kernel, initrd and command line of the
+ * configuration and sets machine->entry. The files stay open. */
 int boot_linux_load(struct machine *machine, struct error **errp);
+void boot_linux_finish(struct machine *machine); /* closes them */
 
 /* acpi.c: writes the tables at BOOT_ACPI. */
 int acpi_build(struct machine *machine, struct error **errp);

@@ -78,18 +78,35 @@ static int read_fully(int fd, void *buffer, uint64_t length, uint64_t offset)
     return 0;
 }
 
-static int open_file(const char *path, const char *what, uint64_t *size, struct error **errp)
+/* Stays open for all resets to come, by which time others may have replaced or removed what the path names. */
+static int open_file(struct boot_file *file, const char *path, const char *what, struct error **errp)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
+
+    if (file->open)
+        return 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st) < 0) {
         int err = error_set_errno(errp, -errno, "could not open %s file '%s'", what, path);
         if (fd >= 0)
             close(fd);
         return err;
     }
-    *size = (uint64_t)st.st_size;
-    return fd;
+    *file = (struct boot_file){ .open = true, .fd = fd, .size = (uint64_t)st.st_size };
+    return 0;
+}
+
+static void close_file(struct boot_file *file)
+{
+    if (file->open)
+        close(file->fd);
+    *file = (struct boot_file){ 0 };
+}
+
+void boot_linux_finish(struct machine *machine)
+{
+    close_file(&machine->kernel_file);
+    close_file(&machine->initrd_file);
 }
 
 static int check_header(struct kernel_file *file, const char *path, struct error **errp)
@@ -157,27 +174,25 @@ static int load_kernel(struct machine *machine, struct kernel_file *file, const 
 static int load_initrd(struct machine *machine, const struct kernel_file *file, const char *path, uint8_t *zero_page,
                        struct error **errp)
 {
-    uint64_t size = 0;
-    int fd = open_file(path, "initrd", &size, errp);
-    if (fd < 0)
-        return fd;
+    int err = open_file(&machine->initrd_file, path, "initrd", errp);
+    if (err)
+        return err;
+    uint64_t size = machine->initrd_file.size;
     uint64_t end = (uint64_t)load_le32(file->head + HDR_INITRD_ADDR_MAX) + 1;
     end = align_down(MIN(end, machine->memory.blocks[0].size), 4096);
     /* Checked by check_room(): both are in memory. */
     uint64_t kernel_end = MAX(runtime_start(file), KERNEL_LOAD_ADDRESS) + runtime_size(file);
-    int err = 0;
     if (size > end || align_down(end - size, 4096) < kernel_end) {
         err = error_set(errp, -ENOMEM, "the guest has too little memory for the initrd '%s' (%llu KiB)", path,
                         (unsigned long long)(size >> 10));
     } else if (size) {
         uint64_t at = align_down(end - size, 4096);
-        err = read_fully(fd, memory_at(&machine->memory, at, size), size, 0);
+        err = read_fully(machine->initrd_file.fd, memory_at(&machine->memory, at, size), size, 0);
         if (err)
             error_set_errno(errp, err, "could not read initrd file '%s'", path);
         store_le32(zero_page + HDR_RAMDISK_IMAGE, (uint32_t)at);
         store_le32(zero_page + HDR_RAMDISK_SIZE, (uint32_t)size);
     }
-    close(fd);
     return err;
 }
 
@@ -243,7 +258,6 @@ static void fill_cpu_tables(struct machine *machine)
 int boot_linux_load(struct machine *machine, struct error **errp)
 {
     const struct config *config = machine->config;
-    struct kernel_file file;
     if (!config->kernel) {
         error_set(errp, -EINVAL, "no kernel given: booting from a disk needs firmware, which vmm does not have yet");
         error_hint(errp, "add -kernel FILE and -initrd FILE");
@@ -251,12 +265,13 @@ int boot_linux_load(struct machine *machine, struct error **errp)
     }
     if (!memory_at(&machine->memory, 0, KERNEL_LOAD_ADDRESS + 0x100000))
         return error_set(errp, -ENOMEM, "the guest has too little memory to boot a kernel: at least 2 MiB are needed");
-    file.fd = open_file(config->kernel, "kernel", &file.size, errp);
-    if (file.fd < 0)
-        return file.fd;
+    int err = open_file(&machine->kernel_file, config->kernel, "kernel", errp);
+    if (err)
+        return err;
+    struct kernel_file file = { .fd = machine->kernel_file.fd, .size = machine->kernel_file.size };
     uint8_t *zero_page = memory_at(&machine->memory, BOOT_PARAMS, ZERO_PAGE_SIZE);
     memset(zero_page, 0, ZERO_PAGE_SIZE);
-    int err = load_kernel(machine, &file, config->kernel, errp);
+    err = load_kernel(machine, &file, config->kernel, errp);
     if (!err)
         err = fill_zero_page(machine, &file, zero_page, errp);
     if (!err && config->initrd)
@@ -266,6 +281,5 @@ int boot_linux_load(struct machine *machine, struct error **errp)
         machine->boot_params = BOOT_PARAMS;
         err = acpi_build(machine, errp);
     }
-    close(file.fd);
     return err;
 }

@@ -81,6 +81,7 @@ void machine_finish(struct machine *machine)
     address_space_finish(&machine->ports);
     address_space_finish(&machine->mmio);
     memory_finish(&machine->memory);
+    boot_linux_finish(machine);
     kvm_close(&machine->kvm);
     lifecycle_finish(machine);
     pthread_cond_destroy(&machine->cpus_changed);

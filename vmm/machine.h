@@ -112,12 +112,17 @@ struct machine {
     struct loop_post event_post;
     atomic_bool event_posted;
     _Atomic int exit_status;
-    bool started;                /* all that was asked for is there */
-    bool busy;                   /* a coroutine is changing the machine's state */
-    bool ended;                  /* stops the main loop */
-    bool paused;                 /* until machine_continue() */
-    bool io_error;               /* why */
-    struct kvm_chips chips;      /* as made */
+    bool started;           /* all that was asked for is there */
+    bool busy;              /* a coroutine is changing the machine's state */
+    bool ended;             /* stops the main loop */
+    bool paused;            /* until machine_continue() */
+    bool io_error;          /* why */
+    struct kvm_chips chips; /* as made */
+    struct boot_file {
+        bool open;
+        int fd;
+        uint64_t size;
+    } kernel_file, initrd_file;  /* boot_linux.c */
     uint64_t entry, boot_params; /* of the kernel in guest memory; the boot processor starts there (boot_linux.c) */
     bool entry_32bit;
 };
