@@ -50,19 +50,6 @@ void co_mutex_finish(struct co_mutex *m)
     pthread_spin_destroy(&m->guard);
 }
 
-bool co_mutex_try_lock(struct co_mutex *m)
-{
-    assert(co_self());
-    pthread_spin_lock(&m->guard);
-    bool got = !m->locked;
-    if (got) {
-        m->locked = true;
-        m->owner = co_self();
-    }
-    pthread_spin_unlock(&m->guard);
-    return got;
-}
-
 /* Guard held: it is the caller's if nobody has it. */
 static bool take(struct co_mutex *m, struct co *co)
 {
@@ -71,6 +58,15 @@ static bool take(struct co_mutex *m, struct co *co)
     m->locked = true;
     m->owner = co;
     return true;
+}
+
+bool co_mutex_try_lock(struct co_mutex *m)
+{
+    assert(co_self());
+    pthread_spin_lock(&m->guard);
+    bool got = take(m, co_self());
+    pthread_spin_unlock(&m->guard);
+    return got;
 }
 
 coroutine_fn void co_mutex_lock(struct co_mutex *m)

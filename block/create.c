@@ -10,7 +10,13 @@
 #include <block/image.h>
 #include <block/module.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/stat.h>
+
+bool blk_is_preallocation(const char *word)
+{
+    return !strcmp(word, "off") || !strcmp(word, "metadata") || !strcmp(word, "falloc") || !strcmp(word, "full");
+}
 
 struct key_check {
     const struct blk_driver *format, *protocol;

@@ -262,11 +262,11 @@ static int raw_create_check(const struct blk_create *create, struct error **errp
 {
     const char *prealloc = create->options ? opts_text(create->options, "preallocation") : NULL;
 
-    if (!prealloc || !strcmp(prealloc, "off") || !strcmp(prealloc, "falloc") || !strcmp(prealloc, "full"))
-        return 0;
-    if (!strcmp(prealloc, "metadata"))
+    if (prealloc && !blk_is_preallocation(prealloc))
+        return error_set(errp, -EINVAL, "invalid parameter value: %s", prealloc);
+    if (prealloc && !strcmp(prealloc, "metadata")) /* there is none */
         return error_set(errp, -ENOTSUP, "Unsupported preallocation mode: metadata");
-    return error_set(errp, -EINVAL, "invalid parameter value: %s", prealloc);
+    return 0;
 }
 
 /* The file is there, empty (a device: as it was). */

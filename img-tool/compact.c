@@ -125,8 +125,8 @@ static struct img_command compact = {
     .help =
         "Makes an image's file as short as what is in use in it, in place: leaked clusters and those that only stand "
         "for\n"
-        "zeroes are given up, and what lies behind is moved down. -z reads all data, and gives up what is zero bytes. A\n"
-        "power cut at any moment loses nothing.",
+        "zeroes are given up, and what lies behind is moved down. -z reads all data, and gives up what is zero bytes.\n"
+        "A power cut at any moment loses nothing.",
     .options = options,
     .co_run = co_run_compact,
 };

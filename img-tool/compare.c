@@ -13,8 +13,8 @@
 #include "progress.h"
 
 #include <base/checked.h>
-#include <base/crew.h>
 #include <base/compiler.h>
+#include <base/crew.h>
 #include <block/iov.h>
 #include <errno.h>
 #include <inttypes.h>

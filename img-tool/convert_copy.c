@@ -47,12 +47,13 @@ struct convert_worker {
     struct co_cond turn; /* it has come, or convert->ret is set */
 };
 
-/* The first error stops all, and is the one that is told: `doing` what, at `offset`; NULL: it has been told. */
+/* The first error stops all, and is the one that is told: `doing` what, up to the word before `offset`; NULL: it has
+ * been told. */
 static void fail(struct convert *c, int ret, const char *doing, uint64_t offset)
 {
     pthread_mutex_lock(&c->lock);
     if (c->ret == 0 && doing)
-        error_report("error while %s at byte %" PRIu64 ": %s", doing, offset, strerror(-ret));
+        error_report("error while %s %" PRIu64 ": %s", doing, offset, strerror(-ret));
     if (c->ret == 0)
         c->ret = ret;
     claims_stop(&c->claims);
@@ -86,7 +87,7 @@ static coroutine_fn int co_look_up(struct convert_worker *w, const struct conver
                                          .present = true,
                                          .length = MIN(source->start + source->size - offset, (uint64_t)65536) };
     } else if (ret < 0) {
-        fail(c, ret, "reading block status", offset);
+        fail(c, ret, "reading block status at offset", offset);
         return ret;
     }
     w->status_start = offset;
@@ -227,7 +228,7 @@ static coroutine_fn int co_write_chunk(struct convert_worker *w, const struct ch
     else if (chunk->kind == CHUNK_ZERO)
         ret = co_write_zeroes(c, chunk->offset, chunk->length);
     if (ret < 0)
-        fail(c, ret, "writing", chunk->offset);
+        fail(c, ret, "writing at byte", chunk->offset);
     return ret;
 }
 
@@ -297,7 +298,7 @@ static coroutine_fn int co_read_chunk(struct convert_worker *w, const struct chu
         buffer += length;
     }
     if (ret < 0)
-        fail(c, ret, "reading", chunk->offset);
+        fail(c, ret, "reading at byte", chunk->offset);
     return ret;
 }
 
@@ -425,6 +426,7 @@ coroutine_fn int convert_co_copy(struct convert *c)
         c->to_do = c->total;
     else
         co_count(&workers[0]);
+    progress_work_begins();
     if (c->ret == 0)
         co_run_workers(c, workers);
     for (unsigned i = 0; i < c->workers; i++)

@@ -17,16 +17,24 @@ static int argument_kind(const struct img_option *option)
     return option->argument[0] == '[' ? optional_argument : required_argument;
 }
 
+static void build_names(const struct img_option *options, bool newer, struct option *names)
+{
+    for (const struct img_option *option = options; option->value; option++) {
+        if (option->name && (newer || !option->newer))
+            *names++ = (struct option){ option->name, argument_kind(option), NULL, option->value };
+    }
+    *names = (struct option){ 0 };
+}
+
 void img_getopt_build(const struct img_option *options, const char *prefix, struct img_getopt *out)
 {
-    size_t letters = strlen(prefix), names = 0;
+    size_t letters = strlen(prefix);
 
     memset(out, 0, sizeof(*out));
     memcpy(out->letters, prefix, letters);
+    build_names(options, true, out->names);
     for (const struct img_option *option = options; option->value; option++) {
         assert(option - options < IMG_OPTIONS_MAX);
-        if (option->name)
-            out->names[names++] = (struct option){ option->name, argument_kind(option), NULL, option->value };
         if (option->value >= 256 || strchr(out->letters, option->value))
             continue;
         out->letters[letters++] = (char)option->value;
@@ -47,7 +55,6 @@ static bool begins_name(const char *word, const struct img_option *option, bool 
 /* Takes newer names out of the table if the word may be short for an older one. */
 static void prefer_older(const struct img_option *options, const char *word, struct img_getopt *table)
 {
-    size_t names = 0;
     bool older = false, whole;
 
     if (strncmp(word, "--", 2) != 0)
@@ -58,12 +65,8 @@ static void prefer_older(const struct img_option *options, const char *word, str
             return;
         older = older || (begins && !option->newer);
     }
-    for (const struct img_option *option = options; older && option->value; option++) {
-        if (option->name && !option->newer)
-            table->names[names++] = (struct option){ option->name, argument_kind(option), NULL, option->value };
-    }
     if (older)
-        table->names[names] = (struct option){ 0 };
+        build_names(options, false, table->names);
 }
 
 /* What getopt_long() looks at next: it passes over operands. "" if there is no more. */

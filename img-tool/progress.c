@@ -162,6 +162,8 @@ void progress_start(enum progress_mode mode, double step)
         print_step();
 }
 
+void progress_work_begins(void) { state.started_ns = loop_now_ns(); }
+
 void progress_update(uint64_t done, uint64_t total)
 {
     state.done = done;

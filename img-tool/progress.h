@@ -18,6 +18,8 @@ bool progress_arg(const char *text, enum progress_mode *mode);
 void progress_catch_signal(void);
 /* Starts at 0. `step`: print again after this many percent. If it is off, SIGUSR1 has the next update printed. */
 void progress_start(enum progress_mode mode, double step);
+/* What took time until now (opening, allocating) says nothing about the rate. */
+void progress_work_begins(void);
 /* In bytes. */
 void progress_update(uint64_t done, uint64_t total);
 /* Nothing new, but if a signal has asked it is answered. */

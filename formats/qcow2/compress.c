@@ -35,8 +35,10 @@ static int inflate_cluster(const uint8_t *in, size_t in_length, uint8_t *out, si
     return whole ? 0 : -EIO;
 }
 
-/* A context is more work to make than a cluster to decode: each thread keeps its own. */
+/* A context is more work to make than a cluster to decode: each thread keeps its own, unless it has become large. A
+ * frame says how large its window is (up to 128 MiB), and a hostile image shall not have each thread keep that. */
 static pthread_key_t zstd_key;
+enum { ZSTD_KEEP = 8 << 20 };
 
 static void free_zstd(void *context) { ZSTD_freeDCtx(context); }
 
@@ -58,6 +60,14 @@ static ZSTD_DCtx *this_threads_zstd(void)
     return context;
 }
 
+static void keep_zstd(ZSTD_DCtx *context)
+{
+    if (ZSTD_sizeof_DCtx(context) <= ZSTD_KEEP)
+        return;
+    pthread_setspecific(zstd_key, NULL);
+    ZSTD_freeDCtx(context);
+}
+
 static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
     ZSTD_inBuffer input = { .src = in, .size = in_length };
@@ -73,6 +83,7 @@ static int unzstd_cluster(const uint8_t *in, size_t in_length, uint8_t *out, siz
         if (ZSTD_isError(ret) || (input.pos == in_before && output.pos == out_before))
             break;
     }
+    keep_zstd(context);
     return output.pos == output.size && !ZSTD_isError(ret) ? 0 : -EIO;
 }
 

@@ -94,11 +94,6 @@ const struct opt_desc qcow2_create_options[] = {
     { 0 },
 };
 
-bool qcow2_is_preallocation(const char *word)
-{
-    return !strcmp(word, "off") || !strcmp(word, "metadata") || !strcmp(word, "falloc") || !strcmp(word, "full");
-}
-
 uint32_t qcow2_version_of(const char *compat)
 {
     if (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0)
@@ -207,7 +202,7 @@ static int plan_backing(struct qcow2_plan *p, struct error **errp)
 {
     if (p->backing_name && !*p->backing_name)
         p->backing_name = NULL;
-    if (!qcow2_is_preallocation(p->prealloc))
+    if (!blk_is_preallocation(p->prealloc))
         return error_set(errp, -EINVAL, "Parameter 'preallocation' does not accept value '%s'", p->prealloc);
     if (p->backing_format && !p->backing_name)
         return error_set(errp, -EINVAL, "Backing format cannot be used without backing file");

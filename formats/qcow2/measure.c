@@ -19,7 +19,7 @@ static int check_plan(const struct qcow2_plan *p, struct error **errp)
         return error_set(errp, -EINVAL, "Invalid compatibility level: '%s'", p->compat);
     if (!qcow2_check_cluster_size(p->cluster_size, errp))
         return -EINVAL;
-    if (!qcow2_is_preallocation(p->prealloc))
+    if (!blk_is_preallocation(p->prealloc))
         return error_set(errp, -EINVAL, "invalid parameter value: %s", p->prealloc);
     if (!qcow2_check_refcount_bits(p->refcount_bits, errp))
         return -EINVAL;

@@ -296,12 +296,22 @@ static coroutine_fn int co_give_up_from(struct qcow2 *s, uint64_t size, struct e
 
 /* ---- the new size ---- */
 
-/* The image has grown in memory: what it got past its old end gets its entries, and the file the new size. */
-static coroutine_fn int co_fill_new_range(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
-                                          struct error **errp)
+/* Tables first, entries past the old end then, and the size in the file at last. */
+static coroutine_fn int co_grow_steps(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
+                                      struct error **errp)
 {
-    int ret = co_zero_new_range(s, old_size, size);
+    uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift);
+    int ret = co_grow_data_file(s, old_size, size, prealloc, errp);
 
+    if (ret < 0)
+        return ret;
+    if (entries > s->l1_size)
+        ret = qcow2_co_grow_l1(s, entries);
+    if (ret < 0)
+        return error_set_errno(errp, ret, "Failed to grow the L1 table");
+    /* Requests are bounded by the node's size: it grows first, for what follows here only. */
+    atomic_store(&s->node->size, size);
+    ret = co_zero_new_range(s, old_size, size);
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not zero the new area");
     if (strcmp(prealloc, "off") != 0)
@@ -317,23 +327,14 @@ static coroutine_fn int co_fill_new_range(struct qcow2 *s, uint64_t old_size, ui
 static coroutine_fn int co_grow(struct qcow2 *s, uint64_t old_size, uint64_t size, const char *prealloc,
                                 struct error **errp)
 {
-    uint64_t entries = div_round_up(size, UINT64_C(1) << s->l1_shift), data_size = blk_node_size(qcow2_data_file(s));
+    uint64_t data_size = blk_node_size(qcow2_data_file(s));
     int ret = qcow2_co_drop_past_end(s, old_size);
 
     if (ret < 0)
         return error_set_errno(errp, ret, "Could not zero the new area");
     if (qcow2_data_is_raw(s) && strcmp(prealloc, "off") == 0)
         prealloc = "metadata"; /* what is written to the raw disk shows here */
-    ret = co_grow_data_file(s, old_size, size, prealloc, errp);
-    if (ret < 0)
-        return ret;
-    if (entries > s->l1_size)
-        ret = qcow2_co_grow_l1(s, entries);
-    if (ret < 0)
-        return error_set_errno(errp, ret, "Failed to grow the L1 table");
-    /* Requests are bounded by the node's size: it grows first, for what follows here only. */
-    atomic_store(&s->node->size, size);
-    ret = co_fill_new_range(s, old_size, size, prealloc, errp);
+    ret = co_grow_steps(s, old_size, size, prealloc, errp);
     if (ret < 0) {
         /* The host has no room, perhaps: others need what was taken. The first error is the one that is told. */
         atomic_store(&s->node->size, old_size);

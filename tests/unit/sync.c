@@ -89,18 +89,23 @@ static void lock_in_turn(void *arg)
     co_mutex_unlock(&q->mutex);
 }
 
-static void test_mutex_is_fair(void **state)
+/* `first`, if it is not NULL, and then so many that lock in turn, all at once. */
+static void check_order(void **state, coroutine_fn void (*first)(void *arg), unsigned count, const char *expected)
 {
     struct queue_test q = { 0 };
     uint64_t alive = co_count_alive();
     co_mutex_init(&q.mutex);
-    for (int i = 0; i < 8; i++)
+    if (first)
+        co_start(first, &q);
+    for (unsigned i = 0; i < count; i++)
         co_start(lock_in_turn, &q);
     while (co_count_alive() != alive)
         loop_step(test_loop(state), true);
-    assert_string_equal(q.order, "01234567");
+    assert_string_equal(q.order, expected);
     co_mutex_finish(&q.mutex);
 }
+
+static void test_mutex_is_fair(void **state) { check_order(state, NULL, 8, "01234567"); }
 
 /* Unlocks and locks at once, again and again, while the other waits. */
 static void lock_greedily(void *arg)
@@ -114,19 +119,7 @@ static void lock_greedily(void *arg)
     }
 }
 
-static void test_mutex_is_overtaken_once(void **state)
-{
-    struct queue_test q = { 0 };
-    uint64_t alive = co_count_alive();
-    co_mutex_init(&q.mutex);
-    co_start(lock_greedily, &q);
-    co_start(lock_in_turn, &q);
-    co_start(lock_in_turn, &q);
-    while (co_count_alive() != alive)
-        loop_step(test_loop(state), true);
-    assert_string_equal(q.order, "gg01gg");
-    co_mutex_finish(&q.mutex);
-}
+static void test_mutex_is_overtaken_once(void **state) { check_order(state, lock_greedily, 2, "gg01gg"); }
 
 /* ---- condition ---- */
 

@@ -49,6 +49,8 @@ struct blk_create {
      * co_create. */
     struct blk_node *file;
 };
+/* off, metadata, falloc or full: what an image's option `preallocation` may say. Not every driver has every one. */
+bool blk_is_preallocation(const char *word);
 /* Creates `filename` in a format: the file through its protocol, then the layout. Checks every option against the
  * driver's table and the protocol's. On failure no half-made file is left where there was none. */
 coroutine_fn int blk_co_create(const char *format, const char *filename, const struct opts *options, uint64_t size,
